@@ -1,0 +1,88 @@
+"""Reads a Hugging Face model directory: config.json, safetensors or PyTorch weights, tokenizer files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor
+from trtllm.errors import BadInputError
+from trtllm.frontends.canonical_names import CanonicalTensors, canonical_tensors
+from trtllm.frontends.json_files import read_json_object
+from trtllm.frontends.model_assets import collect_assets
+from trtllm.frontends.text_config import TextConfig, find_text_config, quantized_error
+from trtllm.frontends.weight_files import WeightFiles, open_files, open_weight_files
+
+
+def read_directory(directory: Path, *, source: str = "") -> Checkpoint:
+    """The model in `directory`; `source` is what the user called it, for messages.
+
+    Raises BadInputError for damaged or contradicting files, UnsupportedModelError for quantized weights.
+    """
+    source = source or str(directory)
+    text = _read_config(directory, source)
+    return _checkpoint(directory, source, text, open_weight_files(directory))
+
+
+def read_file(file: Path) -> Checkpoint:
+    """The model whose only weights are `file`, with the config.json and the tokenizer beside it."""
+    if not (file.parent / "config.json").is_file():
+        raise BadInputError(
+            f"there is no config.json beside {file}", "weights alone do not tell their model; pass its directory"
+        )
+    text = _read_config(file.parent, str(file))
+    kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
+    return _checkpoint(file.parent, str(file), text, open_files([file], kind))
+
+
+def _read_config(directory: Path, source: str) -> TextConfig:
+    text = find_text_config(read_json_object(directory / "config.json"), source)
+    modelopt = directory / "hf_quant_config.json"
+    if modelopt.is_file():
+        quantization = read_json_object(modelopt).get("quantization")
+        algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
+        raise quantized_error(f"modelopt {algorithm or ''}".strip(), source)
+    return text
+
+
+def _checkpoint(directory: Path, source: str, text: TextConfig, weights: WeightFiles) -> Checkpoint:
+    canonical = canonical_tensors(weights.tensors, text.architecture, source)
+    if not canonical.tensors:
+        raise BadInputError(f"{source} holds no weights of a text model", "pass the directory of a complete model")
+    assets = collect_assets(directory)
+    found = (
+        f"Hugging Face directory, {text.architecture}, {_files(weights)}, "
+        f"{len(canonical.tensors)} tensors, {dtype_summary(canonical.tensors)}"
+    )
+    notes = (found, *ignored_notes(canonical, text), *weights.notes, *assets.notes)
+    return Checkpoint("huggingface", source, text.architecture, text.config, canonical.tensors, assets.files, notes)
+
+
+def _files(weights: WeightFiles) -> str:
+    count = len(weights.files)
+    return f"{count} {weights.kind} file{'s' if count != 1 else ''}"
+
+
+def dtype_summary(tensors: Mapping[str, LazyTensor]) -> str:
+    """The element types, the most frequent first: "bfloat16" or "bfloat16 and float32"."""
+    counts = Counter(tensor.spec.dtype.value for tensor in tensors.values())
+    return " and ".join(name for name, _ in counts.most_common())
+
+
+def ignored_notes(canonical: CanonicalTensors, text: TextConfig) -> tuple[str, ...]:
+    """One note for each kind of tensor that was left out."""
+    notes = []
+    if text.wrapper:
+        notes.append(f"{text.wrapper} is read as its text model, {text.architecture}")
+    if canonical.vision:
+        notes.append(f"ignored, not of the text model: {_listed(canonical.vision)}")
+    if canonical.buffers:
+        notes.append(f"ignored, buffers that are no weights: {_listed(canonical.buffers)}")
+    return tuple(notes)
+
+
+def _listed(names: Iterable[str], limit: int = 4) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{rest}"

@@ -1,0 +1,33 @@
+"""Views of lazy tensors: under another name, or as one matrix of a stack. Nothing is read to make them."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from trtllm.checkpoints.checkpoint import FunctionTensor, LazyTensor, TensorSpec
+from trtllm.checkpoints.safetensors_file import SafetensorsTensor
+
+
+def renamed(tensor: LazyTensor, name: str) -> LazyTensor:
+    """The same tensor under another name."""
+    spec = tensor.spec
+    if spec.name == name:
+        return tensor
+    spec = TensorSpec(name, spec.shape, spec.dtype)
+    if isinstance(tensor, SafetensorsTensor):
+        return tensor.section(spec, 0)
+    return FunctionTensor(spec, tensor.read)
+
+
+def stack_rows(tensor: LazyTensor, name: str, index: int, first: int, rows: int) -> LazyTensor:
+    """`tensor[index, first : first + rows]` of a stack of matrices as a tensor named `name`."""
+    spec = TensorSpec(name, (rows, *tensor.spec.shape[2:]), tensor.spec.dtype)
+    if isinstance(tensor, SafetensorsTensor):
+        return tensor.section(spec, (index * tensor.spec.shape[1] + first) * prod(spec.shape[1:]))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.array(tensor.read(index, index + 1)[0, first + start : first + stop])
+
+    return FunctionTensor(spec, read)
