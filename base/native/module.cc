@@ -1,0 +1,9 @@
+// The one extension module, trtllm._native: each room binds its own functions into it.
+#include <nanobind/nanobind.h>
+
+void bind_checkpoints(nanobind::module_ &module);
+
+NB_MODULE(_native, module) {
+    module.doc() = "Hot loops in C++: quantization and dtype conversion.";
+    bind_checkpoints(module);
+}

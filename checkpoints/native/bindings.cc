@@ -1,0 +1,73 @@
+// Binds quantization and conversion; trtllm/checkpoints/quantize.py is the face that users call.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "checkpoints/native/convert.h"
+#include "checkpoints/native/quantize.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Source = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Destination = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+trtllm::Float float_named(const std::string &name) {
+    if (name == "float32") return trtllm::Float::float32;
+    if (name == "float16") return trtllm::Float::float16;
+    if (name == "bfloat16") return trtllm::Float::bfloat16;
+    throw std::invalid_argument("'" + name + "' is none of float32, float16, bfloat16");
+}
+
+void require(bool condition, const char *what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+// Returns (fault, block): "" when all went well, else "not_finite" or "scale_overflow" and the first block at fault.
+nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bits, std::size_t block_size,
+                          Destination values, Destination scales, const std::string &scale_dtype, int threads,
+                          bool scalar) {
+    const trtllm::BlockJob job{source.data(), float_named(dtype), bits, block_size,
+                               static_cast<std::uint8_t *>(values.data()), scales.data(), float_named(scale_dtype)};
+    require(bits == 4 || bits == 8, "bits is 4 or 8");
+    require(block_size >= 16 && block_size % 16 == 0, "block_size is a multiple of 16");
+    require(source.size() % block_size == 0, "the source is no whole number of blocks");
+    require(source.itemsize() == trtllm::size_of(job.dtype), "the source is not of the dtype named");
+    require(job.scale_dtype != trtllm::Float::bfloat16, "scales are float32 or float16");
+    require(scales.itemsize() == trtllm::size_of(job.scale_dtype), "the scales are not of the dtype named");
+    const std::size_t blocks = source.size() / block_size;
+    require(values.nbytes() == source.size() * bits / 8 && scales.size() == blocks, "an output is of the wrong size");
+    trtllm::Outcome outcome;
+    {
+        nb::gil_scoped_release release;
+        outcome = scalar ? trtllm::quantize_range_scalar(job, 0, blocks) : trtllm::quantize_blocks(job, blocks, threads);
+    }
+    const char *fault = outcome.fault == trtllm::Fault::none         ? ""
+                        : outcome.fault == trtllm::Fault::not_finite ? "not_finite"
+                                                                     : "scale_overflow";
+    return nb::make_tuple(fault, outcome.block);
+}
+
+void convert(const Source &source, const std::string &from, Destination destination, const std::string &to,
+             int threads) {
+    const trtllm::Float from_dtype = float_named(from), to_dtype = float_named(to);
+    require(source.itemsize() == trtllm::size_of(from_dtype), "the source is not of the dtype named");
+    require(destination.itemsize() == trtllm::size_of(to_dtype), "the destination is not of the dtype named");
+    require(source.size() == destination.size(), "source and destination differ in size");
+    nb::gil_scoped_release release;
+    trtllm::convert(source.data(), from_dtype, destination.data(), to_dtype, source.size(), threads);
+}
+
+}  // namespace
+
+void bind_checkpoints(nb::module_ &module) {
+    module.def("quantize_blocks", &quantize_blocks, nb::arg("source"), nb::arg("dtype"), nb::arg("bits"),
+               nb::arg("block_size"), nb::arg("values"), nb::arg("scales"), nb::arg("scale_dtype"),
+               nb::arg("threads") = 0, nb::arg("scalar") = false);
+    module.def("convert", &convert, nb::arg("source"), nb::arg("from_dtype"), nb::arg("destination"),
+               nb::arg("to_dtype"), nb::arg("threads") = 0);
+}

@@ -1,0 +1,95 @@
+// Quantization to blocks: the choice of instructions, the threads, and the scalar form.
+#include "checkpoints/native/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+
+#include "checkpoints/native/parallel.h"
+#include "checkpoints/native/vectors.h"
+
+namespace trtllm {
+namespace {
+
+constexpr std::size_t kGrainElements = std::size_t{1} << 17;
+
+float load(const void *source, Float dtype, std::size_t index) {
+    if (dtype == Float::float32) return static_cast<const float *>(source)[index];
+    const auto half = static_cast<const std::uint16_t *>(source)[index];
+    return dtype == Float::float16 ? from_float16(half) : from_bfloat16(half);
+}
+
+// The block's scale before rounding; NaN or infinity when an element is.
+float ideal_scale(const BlockJob &job, std::size_t first) {
+    std::uint32_t magnitude = 0, largest = 0;  // as unsigned bits every negative is above every positive
+    for (std::size_t i = 0; i < job.block_size; ++i) {
+        const auto bits = std::bit_cast<std::uint32_t>(load(job.source, job.dtype, first + i));
+        magnitude = std::max(magnitude, bits & 0x7fffffffu);
+        largest = std::max(largest, bits);
+    }
+    if (magnitude == 0) return 0.0f;
+    const float maximum = std::bit_cast<float>(magnitude);
+    if (job.bits == 8) return maximum / 127.0f;
+    return largest == (magnitude | 0x80000000u) ? maximum / 8.0f : maximum / -8.0f;
+}
+
+float store_scale(const BlockJob &job, std::size_t block, float scale) {
+    if (job.scale_dtype == Float::float32) {
+        static_cast<float *>(job.scales)[block] = scale;
+        return scale;
+    }
+    std::uint16_t half = to_float16(scale);
+    if ((half & 0x7fffu) == 0) half = 0;  // no negative zero
+    static_cast<std::uint16_t *>(job.scales)[block] = half;
+    return from_float16(half);
+}
+
+int quantize_one(float value, float scale, int lowest, int highest) {
+    if (scale == 0.0f) return 0;
+    return std::clamp(static_cast<int>(std::nearbyint(value / scale)), lowest, highest);
+}
+
+void quantize_block(const BlockJob &job, std::size_t first, float scale) {
+    if (job.bits == 8) {
+        for (std::size_t i = first; i < first + job.block_size; ++i)
+            job.values[i] = static_cast<std::uint8_t>(quantize_one(load(job.source, job.dtype, i), scale, -127, 127));
+        return;
+    }
+    for (std::size_t i = first; i < first + job.block_size; i += 2) {
+        const int low = quantize_one(load(job.source, job.dtype, i), scale, -8, 7);
+        const int high = quantize_one(load(job.source, job.dtype, i + 1), scale, -8, 7);
+        job.values[i / 2] = static_cast<std::uint8_t>((low & 0xf) | ((high & 0xf) << 4));
+    }
+}
+
+}  // namespace
+
+Outcome quantize_range_scalar(const BlockJob &job, std::size_t begin, std::size_t end) {
+    for (std::size_t block = begin; block < end; ++block) {
+        const std::size_t first = block * job.block_size;
+        const float ideal = ideal_scale(job, first);
+        if (!std::isfinite(ideal)) return {Fault::not_finite, block};
+        const float scale = store_scale(job, block, ideal);
+        if (!std::isfinite(scale)) return {Fault::scale_overflow, block};
+        quantize_block(job, first, scale);
+    }
+    return {};
+}
+
+Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads) {
+    auto range = quantize_range_scalar;
+#ifdef TRTLLM_AVX2
+    if (has_avx2()) range = quantize_range_avx2;
+#endif
+    std::mutex mutex;
+    Outcome first;
+    parallel_ranges(blocks, kGrainElements / job.block_size, threads, [&](std::size_t begin, std::size_t end) {
+        const Outcome outcome = range(job, begin, end);
+        if (outcome.fault == Fault::none) return;
+        const std::lock_guard lock(mutex);
+        if (first.fault == Fault::none || outcome.block < first.block) first = outcome;
+    });
+    return first;
+}
+
+}  // namespace trtllm

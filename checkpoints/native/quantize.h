@@ -1,0 +1,39 @@
+// Symmetric quantization to blocks of 4-bit or 8-bit integers, each block with one scale.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "checkpoints/native/floats.h"
+
+namespace trtllm {
+
+// A run of blocks, flat: a block never spans two rows, so rows need no mention here.
+struct BlockJob {
+    const void *source;    // blocks * block_size elements
+    Float dtype;           // of the source
+    int bits;              // 4 or 8
+    std::size_t block_size;  // a multiple of 16
+    std::uint8_t *values;  // 4 bits: two a byte, the first in the low nibble; 8 bits: int8
+    void *scales;          // one a block
+    Float scale_dtype;     // float32 or float16
+};
+
+enum class Fault { none, not_finite, scale_overflow };
+
+struct Outcome {
+    Fault fault = Fault::none;
+    std::size_t block = 0;  // the first block at fault
+};
+
+// The integers are taken against the scale as stored, after its rounding to scale_dtype.
+//   4 bits: scale = m / -8, m the element of largest magnitude (of two, the negative); q in [-8, 7].
+//   8 bits: scale = max|w| / 127; q in [-127, 127].
+// A block of zeros, or one whose scale rounds to zero, has scale 0 and zeros.
+Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads);
+
+// The two forms of one range; both give the same bits.
+Outcome quantize_range_scalar(const BlockJob &job, std::size_t begin, std::size_t end);
+Outcome quantize_range_avx2(const BlockJob &job, std::size_t begin, std::size_t end);
+
+}  // namespace trtllm

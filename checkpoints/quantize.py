@@ -1,0 +1,103 @@
+"""Quantizes weight matrices to blocks of small integers, and converts among the float dtypes; the loops are in C++."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from trtllm import _native
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+DTYPES: dict[str, npt.DTypeLike] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+
+
+class QuantizedBlocks(NamedTuple):
+    """A matrix [N, K] as integers and the scales of its blocks: element = integer * scale of its block."""
+
+    values: npt.NDArray[Any]
+    """4 bits: uint8 [N, K/2], two's complement, element 2i in the low nibble. 8 bits: int8 [N, K]."""
+    scales: npt.NDArray[Any]
+    """[N, K/block_size], in the scale dtype asked for. At 4 bits a scale may be negative."""
+
+
+def quantize_blocks(
+    x: npt.NDArray[Any],
+    bits: int,
+    block_size: int,
+    scale_dtype: str = "float32",
+    *,
+    threads: int = 0,
+) -> QuantizedBlocks:
+    """Quantize each row's blocks symmetrically, rounding to the nearest integer, halves to even.
+
+    The integers are taken against the scale as stored, after its rounding to `scale_dtype`.
+
+    - 4 bits: scale = m / -8, where m is the block's element of largest magnitude, so that m itself becomes -8 and the
+      whole range -8..7 is used. Of two elements as large, the negative counts.
+    - 8 bits: scale = max|x| / 127, integers -127..127.
+
+    A block of zeros, or one whose scale rounds to zero, becomes zeros with scale 0.
+
+    Args:
+        x: [N, K], float32, float16 or bfloat16 (ml_dtypes).
+        bits: 4 or 8.
+        block_size: one of BLOCK_SIZES; divides K.
+        scale_dtype: "float32" or "float16".
+        threads: 0 means as many as the machine has.
+
+    Raises:
+        ValueError: a wrong shape or dtype, NaN or infinity in `x`, or a scale that `scale_dtype` cannot hold.
+    """
+    name = _name_of(x)
+    if x.ndim != 2:
+        raise ValueError(f"a matrix [N, K] is wanted, this has shape {x.shape}")
+    if bits not in (4, 8):
+        raise ValueError(f"bits is 4 or 8, not {bits}")
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size is one of {', '.join(map(str, BLOCK_SIZES))}, not {block_size}")
+    if scale_dtype not in ("float32", "float16"):
+        raise ValueError(f"scale_dtype is 'float32' or 'float16', not '{scale_dtype}'")
+    rows, columns = x.shape
+    if columns % block_size:
+        raise ValueError(f"K = {columns} is no multiple of block_size {block_size}")
+
+    values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, columns // block_size), scale_dtype)
+    fault, block = _native.quantize_blocks(
+        _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads
+    )
+    if fault == "not_finite":
+        raise ValueError(f"row {block // scales.shape[1]} holds NaN or infinity; such weights cannot be quantized")
+    if fault:
+        row = block // scales.shape[1]
+        raise ValueError(f"row {row} needs a scale too large for {scale_dtype}; use float32 scales")
+    return QuantizedBlocks(values, scales)
+
+
+def convert(x: npt.NDArray[Any], to: str, *, threads: int = 0) -> npt.NDArray[Any]:
+    """Copy `x` to another float dtype, rounded to nearest even; what float16 cannot hold becomes infinity."""
+    name = _name_of(x)
+    if to not in DTYPES:
+        raise ValueError(f"cannot convert to '{to}'; known: {', '.join(DTYPES)}")
+    result = np.empty(x.shape, DTYPES[to])
+    _native.convert(_as_words(x), name, _as_words(result), to, threads)
+    return result
+
+
+def _name_of(x: npt.NDArray[Any]) -> str:
+    if x.dtype.name not in DTYPES or not x.dtype.isnative:
+        raise ValueError(f"dtype {x.dtype} is none of {', '.join(DTYPES)}")
+    return x.dtype.name
+
+
+def _as_words(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory, contiguous, in a dtype that the extension's arrays can carry: 16-bit floats become uint16."""
+    contiguous = np.ascontiguousarray(x)
+    return contiguous if contiguous.itemsize == 4 else contiguous.view(np.uint16)

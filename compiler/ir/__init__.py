@@ -1,0 +1,1 @@
+"""The graph: onnx_ir and the trtllm operator dialect."""

@@ -1,0 +1,1 @@
+"""What each engine kind can run, as data, and how it is emitted."""

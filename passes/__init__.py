@@ -1,0 +1,1 @@
+"""Rewrites from graph to graph, each one file, one class, one job."""

@@ -1,0 +1,1 @@
+"""CUDA kernels, and the thin skins that show them to each engine library."""

@@ -1,0 +1,1 @@
+"""Loads an engine directory and generates; knows nothing of how the engine was made."""

@@ -1,0 +1,1 @@
+"""The commands and the developer scripts; no logic of their own."""
