@@ -34,12 +34,13 @@ float ideal_scale(const BlockJob &job, std::size_t first) {
 }
 
 float store_scale(const BlockJob &job, std::size_t block, float scale) {
+    scale += 0.0f;  // a scale that underflowed is no negative zero
     if (job.scale_dtype == Float::float32) {
         static_cast<float *>(job.scales)[block] = scale;
         return scale;
     }
     std::uint16_t half = to_float16(scale);
-    if ((half & 0x7fffu) == 0) half = 0;  // no negative zero
+    if ((half & 0x7fffu) == 0) half = 0;
     static_cast<std::uint16_t *>(job.scales)[block] = half;
     return from_float16(half);
 }

@@ -35,12 +35,13 @@ TRTLLM_AVX2_INLINE float ideal_scale8(const void *source, std::size_t first, std
 }
 
 TRTLLM_AVX2_INLINE float store_scale8(const BlockJob &job, std::size_t block, float scale) {
+    scale += 0.0f;  // a scale that underflowed is no negative zero
     if (job.scale_dtype == Float::float32) {
         static_cast<float *>(job.scales)[block] = scale;
         return scale;
     }
     std::uint16_t half = static_cast<std::uint16_t>(_cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT));
-    if ((half & 0x7fffu) == 0) half = 0;  // no negative zero
+    if ((half & 0x7fffu) == 0) half = 0;
     static_cast<std::uint16_t *>(job.scales)[block] = half;
     return _cvtsh_ss(half);
 }
