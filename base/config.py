@@ -1,0 +1,97 @@
+"""What a build is asked to do, checked once where it enters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trtllm.errors import UsageError
+from trtllm.quantization import SCHEMES
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class BuildConfig(BaseModel):
+    """Shapes, types and target of a build. Field names and meanings are those of the reference `BuildConfig`.
+
+    Lengths count tokens, batch sizes count sequences. `None` means "derived": `max_seq_len` from the model and
+    memory, `dtype` from the target, `opt_*` from the maxima.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quantization: str | None = None
+    optimization_level: Literal[0, 1, 2] = 2
+
+    max_batch_size: int = Field(8, ge=1, le=65536)
+    max_input_len: int | None = Field(None, ge=1)
+    max_seq_len: int | None = Field(None, ge=1)
+    max_num_tokens: int = Field(8192, ge=1)
+    opt_batch_size: int | None = Field(None, ge=1)
+    opt_num_tokens: int | None = Field(None, ge=1)
+
+    gather_context_logits: bool = False
+    pooling: Literal["auto", "mean", "cls", "last", "none"] = "auto"
+    normalize_embeddings: bool | None = None
+    logits_dtype: Literal["float32"] = "float32"
+    strip_plan: bool = False
+    weight_streaming: bool = False
+    profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "layer_names_only"
+    builder_optimization_level: int | None = Field(None, ge=0, le=5)
+    compute_capabilities: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BuildConfig:
+        if self.quantization is not None and self.quantization not in SCHEMES:
+            raise ValueError(f"quantization: unknown method '{self.quantization}'{_suggest(self.quantization, SCHEMES)}")
+        if self.max_input_len and self.max_seq_len and self.max_input_len > self.max_seq_len:
+            raise ValueError(f"max_input_len {self.max_input_len} exceeds max_seq_len {self.max_seq_len}")
+        if self.opt_batch_size and self.opt_batch_size > self.max_batch_size:
+            raise ValueError(f"opt_batch_size {self.opt_batch_size} exceeds max_batch_size {self.max_batch_size}")
+        return self
+
+
+def build_config(values: Mapping[str, Any]) -> BuildConfig:
+    """A checked BuildConfig. Raises UsageError that lists everything wrong, with the nearest known name."""
+    known = BuildConfig.model_fields
+    unknown = [f"'{key}'{_suggest(key, known)}" for key in values if key not in known]
+    if unknown:
+        raise UsageError(f"unknown build option {', '.join(unknown)}", "see trtllm-build --help for the options")
+    try:
+        return BuildConfig(**values)
+    except ValidationError as error:
+        problems = "; ".join(_problem(item) for item in error.errors())
+        raise UsageError(problems, "see trtllm-build --help for the values an option takes") from None
+
+
+def build_config_from_file(path: Path) -> dict[str, Any]:
+    """The options of a YAML or JSON build file, unchecked; keys may use hyphens. Raises UsageError."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "--config takes a YAML or JSON file of build options") from None
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise UsageError(f"{path} is not YAML: {where}", "--config takes a YAML or JSON file of options") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds no mapping of options", "write lines such as 'max_batch_size: 8'")
+    return {str(key).replace("-", "_"): value for key, value in data.items()}
+
+
+def _suggest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(known)})" if len(known) < 12 else ""
+
+
+def _problem(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

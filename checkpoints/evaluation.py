@@ -1,0 +1,217 @@
+"""Runs recipes on a checkpoint: payloads are read once, late, and in row chunks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import numpy as np
+
+from trtllm.checkpoints.checkpoint import LazyTensor
+from trtllm.checkpoints.quantize import quantize_blocks
+from trtllm.checkpoints.recipes import (
+    Affine,
+    Cast,
+    Concat,
+    QuantizedScales,
+    QuantizedValues,
+    Recipe,
+    Reshape,
+    Slice,
+    Source,
+    Stack,
+    Transpose,
+    UnsignedBlocks,
+)
+from trtllm.dtypes import DType
+from trtllm.errors import BadInputError
+
+DEFAULT_CHUNK_BYTES = 64 << 20
+"""Source bytes that one chunk may read."""
+
+
+class RecipeReader:
+    """Evaluates recipes over the tensors of one checkpoint.
+
+    The scales of a quantization are kept when its values are computed, so that asking for values and then scales
+    reads the source once. Not thread safe.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+        self._tensors = tensors
+        self._chunk_bytes = chunk_bytes
+        self._scales: dict[QuantizedScales, dict[int, np.ndarray]] = {}
+
+    def read(self, recipe: Recipe) -> np.ndarray:
+        """The whole result in storage form, shape `recipe.shape` (int4: last axis halved)."""
+        return self._rows(recipe, 0, _extent(recipe))
+
+    def chunks(self, recipe: Recipe) -> Iterator[np.ndarray]:
+        """The result in row-major pieces; their concatenated bytes are the payload."""
+        rows = _extent(recipe)
+        step = self._rows_per_chunk(recipe, rows)
+        for start in range(0, rows, step):
+            yield np.ascontiguousarray(self._rows(recipe, start, min(start + step, rows)))
+
+    def _rows_per_chunk(self, recipe: Recipe, rows: int) -> int:
+        if not _is_row_separable(recipe):
+            return max(rows, 1)
+        bytes_per_row = max(1, _source_bytes(recipe) // max(rows, 1))
+        return max(1, self._chunk_bytes // bytes_per_row)
+
+    def _rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
+        match recipe:
+            case Source():
+                return self._source_rows(recipe, start, stop)
+            case Cast():
+                return cast_array(self._rows(recipe.of, start, stop), recipe.of.dtype, recipe.to)
+            case Affine():
+                values = self._rows(recipe.of, start, stop)
+                return (values.astype(np.float32) * np.float32(recipe.scale) + np.float32(recipe.offset)).astype(
+                    values.dtype
+                )
+            case QuantizedValues():
+                return self._quantized_rows(recipe, start, stop)
+            case QuantizedScales():
+                return self._scale_rows(recipe, start, stop)
+            case UnsignedBlocks():
+                return self._unsigned_rows(recipe, start, stop)
+            case Stack():
+                return np.stack([self.read(part) for part in recipe.parts[start:stop]])
+            case Concat(axis=0):
+                return self._concatenated_rows(recipe, start, stop)
+            case _ if _passes_rows(recipe):
+                return self._row_wise(recipe, start, stop)
+            case _:
+                return self._whole(recipe)[start:stop]
+
+    def _source_rows(self, recipe: Source, start: int, stop: int) -> np.ndarray:
+        tensor = self._tensors.get(recipe.name)
+        if tensor is None:
+            raise BadInputError(f"the checkpoint has no tensor '{recipe.name}'", "it is of another model or incomplete")
+        if tensor.spec.shape != recipe.source_shape:
+            raise BadInputError(
+                f"tensor '{recipe.name}' is {_times(tensor.spec.shape)}, expected {_times(recipe.source_shape)}",
+                "the checkpoint is of another model",
+            )
+        values = tensor.read(start, stop)
+        return cast_array(values, tensor.spec.dtype, recipe.source_dtype)
+
+    def _row_wise(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
+        """Steps that keep the first axis: rows of the result are made from the same rows of the operands."""
+        if isinstance(recipe, Concat):
+            return np.concatenate([self._rows(part, start, stop) for part in recipe.parts], axis=recipe.axis)
+        assert isinstance(recipe, Reshape | Transpose | Slice)
+        values = self._rows(recipe.of, start, stop)
+        if isinstance(recipe, Reshape):
+            return values.reshape(stop - start, *_storage_shape(recipe)[1:])
+        if isinstance(recipe, Transpose):
+            return values.transpose(recipe.permutation)
+        selection = [slice(None)] * values.ndim
+        selection[recipe.axis] = slice(recipe.start, recipe.stop)
+        return values[tuple(selection)]
+
+    def _whole(self, recipe: Recipe) -> np.ndarray:
+        assert isinstance(recipe, Reshape | Transpose | Slice)
+        if isinstance(recipe, Slice):
+            return self._rows(recipe.of, recipe.start, recipe.stop)
+        values = self.read(recipe.of)
+        if isinstance(recipe, Reshape):
+            return values.reshape(_storage_shape(recipe))
+        return np.ascontiguousarray(values.transpose(recipe.permutation))
+
+    def _concatenated_rows(self, recipe: Concat, start: int, stop: int) -> np.ndarray:
+        pieces, offset = [], 0
+        for part in recipe.parts:
+            rows = part.shape[0]
+            low, high = max(start - offset, 0), min(stop - offset, rows)
+            if low < high:
+                pieces.append(self._rows(part, low, high))
+            offset += rows
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=0)
+
+    def _quantized_rows(self, recipe: QuantizedValues, start: int, stop: int) -> np.ndarray:
+        values, scales = self._quantize(recipe, start, stop)
+        key = QuantizedScales(recipe.of, recipe.bits, recipe.block_size, recipe.scale_dtype)
+        self._scales.setdefault(key, {})[start] = scales
+        return values
+
+    def _scale_rows(self, recipe: QuantizedScales, start: int, stop: int) -> np.ndarray:
+        kept = self._scales.pop(recipe, {})
+        ordered = [kept[row] for row in sorted(kept)]
+        if sum(len(piece) for piece in ordered) == recipe.shape[0]:
+            whole = np.concatenate(ordered) if len(ordered) > 1 else ordered[0]
+            if stop - start < len(whole):
+                self._scales[recipe] = {0: whole}
+            return whole[start:stop]
+        return self._quantize(recipe, start, stop)[1]
+
+    def _quantize(
+        self, recipe: QuantizedValues | QuantizedScales, start: int, stop: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weights = self._rows(recipe.of, start, stop)
+        lead, k = weights.shape[:-1], weights.shape[-1]
+        try:
+            values, scales = quantize_blocks(
+                np.ascontiguousarray(weights).reshape(-1, k), recipe.bits, recipe.block_size, recipe.scale_dtype.value
+            )
+        except ValueError as error:
+            raise BadInputError(
+                f"cannot quantize {', '.join(recipe.sources())}: {error}", "the checkpoint is damaged; fetch it again"
+            ) from None
+        return values.reshape(*lead, -1), scales.reshape(*lead, -1)
+
+    def _unsigned_rows(self, recipe: UnsignedBlocks, start: int, stop: int) -> np.ndarray:
+        values = self._rows(recipe.of, start, stop).view(np.uint8)
+        zero_point = np.uint8(0x88 if recipe.of.dtype is DType.INT4 else 0x80)
+        return (values ^ zero_point).reshape(stop - start, *recipe.shape[1:])
+
+
+def cast_array(values: np.ndarray, source: DType, target: DType) -> np.ndarray:
+    """`values` (of `source`) as `target`, rounding to nearest even."""
+    if source is target:
+        return values
+    assert DType.INT4 not in (source, target), "int4 is made by quantization, not by a cast"
+    return values.astype(target.numpy)
+
+
+def _extent(recipe: Recipe) -> int:
+    return recipe.shape[0] if recipe.shape else 1
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _storage_shape(recipe: Recipe) -> tuple[int, ...]:
+    if recipe.dtype is DType.INT4:
+        return (*recipe.shape[:-1], recipe.shape[-1] // 2)
+    return recipe.shape
+
+
+def _source_bytes(recipe: Recipe) -> int:
+    if isinstance(recipe, Source):
+        return recipe.nbytes
+    return sum(_source_bytes(operand) for operand in recipe.operands)
+
+
+def _passes_rows(recipe: Recipe) -> bool:
+    match recipe:
+        case Reshape():
+            return bool(recipe.shape) and bool(recipe.of.shape) and recipe.shape[0] == recipe.of.shape[0]
+        case Transpose():
+            return recipe.permutation[0] == 0
+        case Slice() | Concat():
+            return recipe.axis != 0
+        case _:
+            return False
+
+
+def _is_row_separable(recipe: Recipe) -> bool:
+    if isinstance(recipe, Source):
+        return bool(recipe.shape)
+    if isinstance(recipe, Stack):
+        return True
+    if isinstance(recipe, Reshape | Transpose) and not _passes_rows(recipe):
+        return prod(recipe.shape) == 0
+    return all(_is_row_separable(operand) for operand in recipe.operands)

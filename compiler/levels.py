@@ -1,0 +1,64 @@
+"""The order of passes: one list per optimization level, and the list every level ends with."""
+
+from __future__ import annotations
+
+from trtllm.passes.base import Pass
+from trtllm.passes.cleanup import FoldConstants, RemoveDeadCode, ShareCommonSubexpressions
+from trtllm.passes.fuse_add_norm import FuseAddNorm
+from trtllm.passes.inline_dialect import InlineDialect
+from trtllm.passes.lower_attention import LowerAttention
+from trtllm.passes.lower_linear import LowerLinear
+from trtllm.passes.lower_norm import LowerAddNorm
+from trtllm.passes.pack import PackGateUp, PackQkv
+from trtllm.passes.quantize import QuantizeWeights
+from trtllm.passes.select_tokens import SelectLastToken
+
+# What the build asks for, at every level: which logits, which weights.
+O0: tuple[type[Pass], ...] = (
+    SelectLastToken,
+    QuantizeWeights,
+)
+
+# Cleaner graph, same operators.
+O1: tuple[type[Pass], ...] = (
+    SelectLastToken,
+    FuseAddNorm,
+    QuantizeWeights,
+    ShareCommonSubexpressions,
+    RemoveDeadCode,
+)
+
+# Fewer, wider products. Packing precedes quantization, which sees the packed weights.
+O2: tuple[type[Pass], ...] = (
+    SelectLastToken,
+    PackQkv,
+    PackGateUp,
+    FuseAddNorm,
+    QuantizeWeights,
+    ShareCommonSubexpressions,
+    RemoveDeadCode,
+)
+
+LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
+
+# Legalization: the target's own operators where it has them, standard ones elsewhere. Read from its table.
+LEGALIZE: tuple[type[Pass], ...] = (
+    LowerAttention,
+    LowerAddNorm,
+    LowerLinear,
+    InlineDialect,
+    RemoveDeadCode,
+    FoldConstants,
+    ShareCommonSubexpressions,
+    RemoveDeadCode,
+)
+
+
+def pipeline(level: int) -> tuple[type[Pass], ...]:
+    """The passes of an optimization level, legalization included."""
+    return LEVELS[level] + LEGALIZE
+
+
+def pass_names() -> tuple[str, ...]:
+    """Every pass's name, in order of first appearance at the highest level."""
+    return tuple(dict.fromkeys(cls.name for cls in (*O2, *O1, *O0, *LEGALIZE)))

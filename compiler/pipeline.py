@@ -1,0 +1,277 @@
+"""The whole build as stages: open the model, build its graph, run the passes, emit the engine."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtllm.checkpoints.checkpoint import Checkpoint
+from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
+from trtllm.compiler.engine import writing as writing_engine
+from trtllm.compiler.ir.text import dump, network_hash
+from trtllm.compiler.ir.verifier import verify
+from trtllm.compiler.ir.weights import Weight
+from trtllm.compiler.levels import pipeline
+from trtllm.compiler.models.context import ModelBuilder
+from trtllm.compiler.models.table import builder_for
+from trtllm.compiler.network import Network
+from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.targets.table import Target, target_named
+from trtllm.config import BuildConfig, build_config
+from trtllm.dtypes import DType
+from trtllm.errors import UnsupportedModelError, UsageError
+from trtllm.passes.base import NearMiss, Pass, PassContext
+from trtllm.progress import Progress, Silent
+
+DEFAULT_MAX_SEQ_LEN = 8192
+"""Tokens: the longest sequence that is planned for when the user names none and the model takes more."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """How many places a pass changed."""
+
+    name: str
+    changes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A legalized network and how it came about."""
+
+    network: Network
+    build: BuildConfig
+    target: Target
+    passes: tuple[PassReport, ...]
+    near_misses: tuple[NearMiss, ...]
+    notes: tuple[str, ...]
+    network_hash: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> list[Weight]:
+        values = (value.const_value for value in self.network.graph.initializers.values())
+        return [weight for weight in values if isinstance(weight, Weight)]
+
+
+def compile(
+    model: str | Path | object,
+    *,
+    output_dir: str | Path | None = None,
+    target: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    max_batch_size: int | None = None,
+    max_seq_len: int | None = None,
+    config: BuildConfig | None = None,
+    tokenizer: object | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Builds an engine from a model.
+
+    Args:
+        model: a path (Hugging Face directory, GGUF file), a hub id, or a transformers model in memory.
+        output_dir: where the engine directory goes; it must not exist. Without it the engine lives in a temporary
+            folder for as long as the returned object.
+        target, dtype, quantization, max_batch_size, max_seq_len: the same fields of `config`, which they override.
+        tokenizer: the tokenizer of a model in memory.
+        progress: told of stages and notes.
+
+    Raises:
+        TrtllmError: whose class tells what to do: see `trtllm.errors`.
+    """
+    given = {
+        "target": target,
+        "dtype": dtype,
+        "quantization": quantization,
+        "max_batch_size": max_batch_size,
+        "max_seq_len": max_seq_len,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    build = build_config({**(config.model_dump() if config else {}), **chosen})
+    if output_dir is not None:
+        return build_engine(model, Path(output_dir), build, tokenizer=tokenizer, progress=progress)
+    holder = tempfile.TemporaryDirectory(prefix="trtllm-engine-")
+    engine = build_engine(model, Path(holder.name) / "engine", build, tokenizer=tokenizer, progress=progress)
+    weakref.finalize(engine, holder.cleanup)
+    return engine
+
+
+def build_engine(
+    model: str | Path | object,
+    output_dir: Path,
+    build: BuildConfig,
+    *,
+    tokenizer: object | None = None,
+    progress: Progress | None = None,
+    dump_dir: Path | None = None,
+) -> Engine:
+    """Builds the engine directory `output_dir`; see `compile`."""
+    progress = progress or Silent()
+    check_free(output_dir.absolute())
+    checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
+    compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir)
+    write_engine(checkpoint, compiled, output_dir, progress)
+    return open_engine(output_dir, verify=False)
+
+
+def read_model(model: str | Path | object, *, tokenizer: object | None = None, progress: Progress) -> Checkpoint:
+    """Opens a model in whatever form it is given, and says what it found."""
+    from trtllm.frontends.detect import open_model
+
+    progress.stage("reading the model")
+    checkpoint = open_model(model, tokenizer=tokenizer, notify=progress.note)
+    return checkpoint
+
+
+def compile_network(
+    checkpoint: Checkpoint, build: BuildConfig, *, progress: Progress | None = None, dump_dir: Path | None = None
+) -> Compiled:
+    """Lowers a checkpoint to its graph and runs the passes of the build's level and target."""
+    progress = progress or Silent()
+    target = target_named(build.target)
+    notes: list[str] = []
+    dtype = compute_dtype(build, target.capabilities, notes)
+    build = resolve(build, checkpoint)
+    progress.stage("building the graph")
+    network = builder_for(checkpoint)(ModelBuilder(checkpoint, build, dtype))
+    verify(network.graph, after="the model builder")
+    context = PassContext(build, target.capabilities, notes=notes)
+    reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
+    for note in notes:
+        progress.note(note)
+    return Compiled(
+        network, build, target, tuple(reports), tuple(context.near_misses), tuple(notes), network_hash(network.model)
+    )
+
+
+def run_passes(
+    network: Network,
+    passes: Iterable[type[Pass]],
+    context: PassContext,
+    progress: Progress,
+    dump_dir: Path | None = None,
+) -> list[PassReport]:
+    """Runs passes in order, verifying after each one that changed something."""
+    reports = []
+    passes = list(passes)
+    progress.stage("running passes", len(passes))
+    if dump_dir is not None:
+        dump(network.model, dump_dir, 0, "model")
+    for index, cls in enumerate(passes, start=1):
+        changes = cls().run(network, context)
+        if changes:
+            verify(network.graph, after=f"pass {cls.name}")
+        if dump_dir is not None:
+            dump(network.model, dump_dir, index, cls.name)
+        reports.append(PassReport(cls.name, changes))
+        progress.advance(1)
+    return reports
+
+
+def compute_dtype(build: BuildConfig, capabilities: Capabilities, notes: list[str]) -> DType:
+    """The type the graph computes in. Raises UnsupportedModelError when the target has neither it nor a fallback."""
+    if build.quantization is not None and build.quantization not in capabilities.schemes:
+        raise UnsupportedModelError(
+            f"target {capabilities.target} does not run quantization {build.quantization}",
+            f"it runs: {', '.join(sorted(capabilities.schemes))}",
+        )
+    if build.dtype == "auto":
+        return capabilities.compute_dtypes[0]
+    wanted = DType.of(build.dtype)
+    if wanted in capabilities.compute_dtypes:
+        return wanted
+    fallback = capabilities.dtype_fallbacks.get(wanted)
+    if fallback is None:
+        raise UnsupportedModelError(
+            f"target {capabilities.target} does not compute in {wanted.value}",
+            f"it computes in: {', '.join(dtype.value for dtype in capabilities.compute_dtypes)}",
+        )
+    notes.append(f"target {capabilities.target} does not compute in {wanted.value}: using {fallback.value}")
+    return fallback
+
+
+def resolve(build: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
+    """Fills in what is derived from the model: max_seq_len and max_input_len. Raises UsageError if too long."""
+    limit = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
+    limit = limit if isinstance(limit, int) else DEFAULT_MAX_SEQ_LEN
+    max_seq_len = build.max_seq_len or max(min(limit, DEFAULT_MAX_SEQ_LEN), build.max_input_len or 0)
+    if max_seq_len > limit and not _stretches(checkpoint):
+        raise UsageError(
+            f"max_seq_len {max_seq_len} exceeds the {limit} positions of {checkpoint.source}",
+            f"use --max-seq-len {limit} or less",
+        )
+    max_input_len = build.max_input_len or max_seq_len
+    return build.model_copy(update={"max_seq_len": max_seq_len, "max_input_len": max_input_len})
+
+
+def _stretches(checkpoint: Checkpoint) -> bool:
+    """Whether positions beyond max_position_embeddings have a meaning: dynamic scaling has."""
+    rope = checkpoint.config.get("rope_parameters") or checkpoint.config.get("rope_scaling") or {}
+    return (rope.get("rope_type") or rope.get("type")) == "dynamic"
+
+
+def write_engine(checkpoint: Checkpoint, compiled: Compiled, output_dir: Path, progress: Progress) -> None:
+    """Writes the engine directory atomically."""
+    with writing_engine(output_dir) as writer:
+        recipes = {weight.name: weight.recipe.to_json() for weight in compiled.weights}
+        reader = RecipeReader(checkpoint.tensors)
+        emitted = compiled.target.emit(compiled.network, reader, writer, progress)
+        progress.stage("finishing")
+        writer.write_json(RECIPES, recipes)
+        writer.write_json(CONFIG, engine_config(checkpoint, compiled))
+        _write_assets(writer, checkpoint)
+        manifest = Manifest(
+            toolchain_version=_version("trtllm-toolchain"),
+            target=emitted.target,
+            network_hash=compiled.network_hash,
+            files=writer.file_entries(),
+            weights=tuple(emitted.weights),
+            packages={name: _version(name) for name in ("numpy", "onnx", "onnx-ir")},
+        )
+        writer.write_json(MANIFEST, manifest.to_json())
+
+
+def engine_config(checkpoint: Checkpoint, compiled: Compiled) -> dict[str, Any]:
+    """config.json of the engine: the model's facts, the build's, and the graph's inputs and outputs."""
+    graph = compiled.network.graph
+    return {
+        "version": _version("trtllm-toolchain"),
+        "source": {"format": checkpoint.format, "name": checkpoint.source},
+        "pretrained_config": dict(checkpoint.config) | {"architecture": checkpoint.architecture},
+        "build_config": compiled.build.model_dump(mode="json"),
+        "model": compiled.network.info.to_json(),
+        "passes": {report.name: report.changes for report in compiled.passes},
+        "notes": [*checkpoint.notes, *compiled.notes],
+        "io": {
+            "inputs": [_io(value) for value in graph.inputs],
+            "outputs": [_io(value) for value in graph.outputs],
+        },
+    }
+
+
+def _io(value: Any) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "dtype": value.dtype.name,
+        "shape": [extent if isinstance(extent, int) else extent.value for extent in value.shape],
+    }
+
+
+def _write_assets(writer: EngineWriter, checkpoint: Checkpoint) -> None:
+    for name, content in checkpoint.assets.items():
+        writer.write_bytes(name, content if isinstance(content, bytes) else Path(content).read_bytes())
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

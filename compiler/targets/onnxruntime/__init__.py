@@ -1,0 +1,1 @@
+"""The onnxruntime target: an ONNX model with external weights."""

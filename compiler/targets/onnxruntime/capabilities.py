@@ -1,0 +1,29 @@
+"""What onnxruntime's CPU provider runs (measured on 1.32), as a capability table."""
+
+from __future__ import annotations
+
+from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.dtypes import DType
+
+CAPABILITIES = Capabilities(
+    target="onnxruntime",
+    operators=frozenset(
+        {
+            "::Attention",
+            "::RMSNormalization",
+            "::RotaryEmbedding",
+            "::TensorScatter",
+            "com.microsoft::GroupQueryAttention",
+            "com.microsoft::MatMulNBits",
+            "com.microsoft::MoE",
+            "com.microsoft::QMoE",
+            "com.microsoft::SkipSimplifiedLayerNormalization",
+            "com.microsoft::SkipLayerNormalization",
+        }
+    ),
+    compute_dtypes=(DType.FLOAT32, DType.FLOAT16),
+    schemes=frozenset({"W8A16", "W4A16"}),
+    dtype_fallbacks={DType.BFLOAT16: DType.FLOAT32},
+    external_weights=True,
+    packed_int4=True,
+)

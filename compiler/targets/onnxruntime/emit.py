@@ -1,0 +1,58 @@
+"""Writes a legalized network as an ONNX model with its weights in a file beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.engine import ENGINE, WEIGHTS, EngineWriter, TargetEntry, WeightEntry
+from trtllm.compiler.ir.text import to_proto_without_weights
+from trtllm.compiler.ir.weights import Weight
+from trtllm.compiler.network import Network
+from trtllm.compiler.targets.weights_file import layout, write_weights
+from trtllm.errors import TargetError
+from trtllm.progress import Progress
+
+MINIMUM_VERSION = "1.24"
+"""The first onnxruntime with opset 24 and the operators of the capability table."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What an emitter leaves in the writer's folder."""
+
+    target: TargetEntry
+    weights: list[WeightEntry]
+
+
+def library_version() -> str:
+    """The installed onnxruntime. Raises TargetError when there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        raise TargetError("the onnxruntime target needs onnxruntime", "pip install onnxruntime") from None
+
+
+def emit(network: Network, reader: RecipeReader, writer: EngineWriter, progress: Progress) -> Emitted:
+    """Writes `rank0.engine` and `rank0.weights`."""
+    weights = [value.const_value for value in network.graph.initializers.values()]
+    weights = [weight for weight in weights if isinstance(weight, Weight)]
+    progress.stage("writing weights", sum(weight.recipe.nbytes for weight in weights))
+    entries, digest = write_weights(writer.folder / WEIGHTS, weights, reader, progress)
+    writer.file_hashes[WEIGHTS] = digest
+    offsets = layout(weights)
+    network.model.opset_imports.pop("trtllm", None)
+    network.model.opset_imports["com.microsoft"] = 1
+
+    def place(weight: Weight) -> ir.ExternalTensor:
+        return ir.ExternalTensor(
+            WEIGHTS, offsets[weight.name or ""], weight.recipe.nbytes, weight.dtype,
+            shape=weight.shape, name=weight.name or "", base_dir=str(writer.folder),
+        )  # fmt: skip
+
+    writer.write_bytes(ENGINE, to_proto_without_weights(network.model, place))
+    return Emitted(TargetEntry("onnxruntime", library_version(), MINIMUM_VERSION), entries)

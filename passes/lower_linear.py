@@ -1,0 +1,99 @@
+"""A pass that maps linear layers and the head to matrix products in the layout a target wants."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm.checkpoints.recipes import Reshape, Transpose, UnsignedBlocks
+from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
+from trtllm.compiler.ir.dialect import attributes_of, is_dialect
+from trtllm.compiler.ir.reference import head_epilogue
+from trtllm.compiler.ir.weights import Weight, weight_of
+from trtllm.compiler.network import Network
+from trtllm.dtypes import DType
+from trtllm.passes.base import Pass, PassContext, builder_before, replace
+
+MICROSOFT = "com.microsoft"
+
+
+class LowerLinear(Pass):
+    """Replace Linear and LogitsHead by products that the target runs.
+
+    Linear(x, W)                            becomes  MatMul(x, W')        with W' stored transposed
+    Linear(x, W), W read elsewhere too      becomes  Gemm(x, W, transB)   so that W is stored once
+    Linear(x, DequantizeLinear(V, S))       becomes  MatMulNBits(x, V', S')   where the target has it
+    """
+
+    name = "lower-linear"
+
+    def run(self, network: Network, context: PassContext) -> int:
+        nodes = [node for node in network.graph if is_dialect(node, "Linear", "LogitsHead")]
+        for node in nodes:
+            b = builder_before(network, node)
+            y = _product(b, node, context)
+            if node.op_type == "LogitsHead":
+                if dtype_of(y) != ir.DataType.FLOAT:
+                    y = b.op("Cast", [y], None, DType.FLOAT32, to=ir.DataType.FLOAT)
+                y = head_epilogue(b, y, attributes_of(node))
+            replace(node, [y])
+        return len(nodes)
+
+
+def _product(b: GraphBuilder, node: ir.Node, context: PassContext) -> ir.Value:
+    x, matrix = node.inputs[:2]
+    assert x is not None and matrix is not None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    dequantize = matrix.producer()
+    if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
+        return _bits_product(b, x, dequantize, bias)
+    weight = weight_of(matrix)
+    if weight is not None and len(matrix.uses()) > 1:
+        return _shared_product(b, x, matrix, bias)
+    return _plain_product(b, x, matrix, weight, bias)
+
+
+def _plain_product(
+    b: GraphBuilder, x: ir.Value, matrix: ir.Value, weight: Weight | None, bias: ir.Value | None
+) -> ir.Value:
+    out_features, in_features = dims(matrix)
+    if weight is not None:
+        turned = b.weight(f"{weight.name}_t", Transpose(weight.recipe, (1, 0)))
+    else:
+        turned = b.op("Transpose", [matrix], (in_features, out_features), perm=[1, 0])
+    y = b.op("MatMul", [x, turned], (*dims(x)[:-1], out_features), name="matmul")
+    return b.op("Add", [y, bias], name="bias") if bias is not None else y
+
+
+def _shared_product(b: GraphBuilder, x: ir.Value, matrix: ir.Value, bias: ir.Value | None) -> ir.Value:
+    """Gemm wants a matrix on its left: rows are flattened and put back."""
+    out_features, in_features = dims(matrix)
+    lead = dims(x)[:-1]
+    rows = b.op("Reshape", [x, b.constant([-1, int(in_features)])], ("rows", in_features))
+    inputs = [rows, matrix] if bias is None else [rows, matrix, bias]
+    y = b.op("Gemm", inputs, ("rows", out_features), transB=1, name="gemm")
+    if len(lead) == 3 - 1:
+        shape = b.op("Shape", [x], (2,), DType.INT64, start=0, end=2)
+        shape = b.op("Concat", [shape, b.constant([int(out_features)])], (3,), DType.INT64, axis=0)
+        return b.op("Reshape", [y, shape], (*lead, out_features))
+    return y
+
+
+def _bits_product(b: GraphBuilder, x: ir.Value, dequantize: ir.Node, bias: ir.Value | None) -> ir.Value:
+    values, scales = (weight_of(value) for value in dequantize.inputs[:2])
+    assert values is not None and scales is not None
+    out_features, in_features = values.recipe.shape
+    block = int(dequantize.attributes["block_size"].value)
+    blocks = b.weight(f"{values.name}_blocks", UnsignedBlocks(values.recipe, block))
+    flat = b.weight(f"{scales.name}_flat", Reshape(scales.recipe, (out_features * (in_features // block),)))
+    return b.op(
+        "MatMulNBits",
+        [x, blocks, flat, None, None, bias] if bias is not None else [x, blocks, flat],
+        (*dims(x)[:-1], out_features),
+        domain=MICROSOFT,
+        name="matmul",
+        K=in_features,
+        N=out_features,
+        bits=values.recipe.dtype.bits,
+        block_size=block,
+        accuracy_level=4,
+    )

@@ -1,0 +1,109 @@
+"""A pass that stores linear weights as block-wise integers, dequantized in the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Stack
+from trtllm.compiler.ir.builder import dims
+from trtllm.compiler.ir.dialect import is_dialect
+from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, weight_of
+from trtllm.compiler.network import Network
+from trtllm.dtypes import DType
+from trtllm.passes.base import Pass, PassContext, builder_before
+from trtllm.quantization import SCHEMES, WeightOnly
+
+_WEIGHT_INPUTS = {"Linear": (1,), "LogitsHead": (1,), "MoE": (2, 3)}
+
+
+class QuantizeWeights(Pass):
+    """Quantize the weights of linear layers, experts and the head by the build's weight-only scheme.
+
+    y = Linear(x, W)
+        becomes
+    y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
+
+    The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it is.
+    """
+
+    name = "quantize-weights"
+
+    def run(self, network: Network, context: PassContext) -> int:
+        if context.build.quantization is None:
+            return 0
+        scheme = SCHEMES[context.build.quantization]
+        count = 0
+        for node in list(network.graph):
+            if not is_dialect(node, *_WEIGHT_INPUTS):
+                continue
+            for index in _WEIGHT_INPUTS[node.op_type]:
+                count += self._quantize(network, node, index, scheme, context)
+        for node in list(network.graph):
+            if is_dialect(node, "Embedding"):
+                count += _halve_embedding(network, node)
+        return count
+
+    def _quantize(self, network: Network, node: ir.Node, index: int, scheme: WeightOnly, context: PassContext) -> int:
+        weight = weight_of(node.inputs[index])
+        if weight is None:
+            self.miss(context, node, "its weight is not an initializer")
+            return 0
+        inputs = weight.recipe.shape[-1]
+        if inputs % scheme.block_size:
+            self.miss(context, node, f"{inputs} inputs are no multiple of the block of {scheme.block_size}")
+            context.notes.append(f"{weight.name} stays unquantized: {inputs} inputs, blocks of {scheme.block_size}")
+            return 0
+        bits = scheme.head_bits if node.op_type == "LogitsHead" else scheme.bits
+        scale_dtype = DTYPES[weight.dtype]
+        source = without_casts(weight.recipe)
+        stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
+        b = builder_before(network, node)
+        b.scope = ""
+        values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, scale_dtype))
+        scales = b.weight(f"{stem}_scales", QuantizedScales(source, bits, scheme.block_size, scale_dtype))
+        shape = dims(node.inputs[index])  # type: ignore[arg-type]
+        dequantized = b.op(
+            "DequantizeLinear", [values, scales], shape, scale_dtype, name=f"{stem}_dequantized",
+            axis=len(shape) - 1, block_size=scheme.block_size,
+        )  # fmt: skip
+        node.replace_input_with(index, dequantized)
+        return 1
+
+
+def without_casts(recipe: Recipe) -> Recipe:
+    """The recipe before its conversion to the compute type, so that quantization sees the published values."""
+    if isinstance(recipe, Cast) and recipe.to.is_float and recipe.of.dtype.is_float:
+        return without_casts(recipe.of)
+    if isinstance(recipe, Concat | Stack):
+        parts = tuple(without_casts(part) for part in recipe.parts)
+        if len({part.dtype for part in parts}) == 1:
+            return Concat(parts, recipe.axis) if isinstance(recipe, Concat) else Stack(parts)
+    return recipe
+
+
+def _halve_embedding(network: Network, node: ir.Node) -> int:
+    weight = weight_of(node.inputs[1])
+    if weight is None or DTYPES[weight.dtype] is not DType.FLOAT32:
+        return 0
+    b = builder_before(network, node)
+    b.scope = ""
+    half = b.weight(f"{weight.name}_half", Cast(without_casts(weight.recipe), DType.FLOAT16))
+    result = node.outputs[0]
+    users = list(result.uses())
+    node.replace_input_with(1, half)
+    result.type = ir.TensorType(IR_TYPES[DType.FLOAT16])
+    anchor = _next_node(network, node)
+    after = builder_before(network, anchor)
+    after.scope = ""
+    wide = after.op("Cast", [result], None, DType.FLOAT32, to=ir.DataType.FLOAT, name=f"{node.name}.wide")
+    for use in users:
+        use.node.replace_input_with(use.idx, wide)
+    return 1
+
+
+def _next_node(network: Network, node: ir.Node) -> ir.Node:
+    nodes = iter(network.graph)
+    for candidate in nodes:
+        if candidate is node:
+            return next(nodes)
+    raise AssertionError("an embedding is never the last node")
