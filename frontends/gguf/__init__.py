@@ -1,0 +1,1 @@
+"""GGUF files become checkpoints: container, tensors, config and tokenizer, each in its file."""
