@@ -33,7 +33,9 @@ models: $(VENV)/installed
 	$(BIN)/python tools/dev/fetch_models.py
 
 bench: $(VENV)/installed-bench models
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/prepare_peers.py
+	$(BIN)/python benchmarks/generation.py --build
+	$(BIN)/python benchmarks/generation.py --json build/bench/generation.json
 
 view: $(VENV)/installed
 	$(BIN)/python tools/dev/link_view.py
@@ -41,7 +43,8 @@ view: $(VENV)/installed
 venv: $(VENV)/installed
 
 # The build tools are installed beside the package and used without a build environment of pip's own, so that a change
-# of one C++ file compiles one C++ file.
+# of one C++ file compiles one C++ file. The dependencies come in a second step, because they may need such environments;
+# by then the package is there, and pip reads its requirements and extras from it.
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
@@ -49,15 +52,18 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: $(VENV)/created pyproject.toml $(NATIVE)
-	PATH="$$PWD/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable .
+	PATH="$$PWD/$(BIN):$$PATH" $(PIP) install --no-build-isolation --no-deps --editable .
+	$(PIP) install trtllm-toolchain
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	PATH="$$PWD/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable ".[test]"
+	$(PIP) install "trtllm-toolchain[test]"
 	touch $@
 
+# llama.cpp is compiled for this machine: its ready wheels stop at AVX2 and would be an unfair peer.
 $(VENV)/installed-bench: $(VENV)/installed
-	PATH="$$PWD/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable ".[bench]"
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(PIP) install --no-binary llama-cpp-python llama-cpp-python
+	$(PIP) install "trtllm-toolchain[bench]"
 	touch $@
 
 clean:
