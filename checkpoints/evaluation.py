@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -47,7 +48,12 @@ class RecipeReader:
         return self._rows(recipe, 0, _extent(recipe))
 
     def chunks(self, recipe: Recipe) -> Iterator[np.ndarray]:
-        """The result in row-major pieces; their concatenated bytes are the payload."""
+        """The result in row-major pieces; their concatenated bytes are the payload. A stack goes part by part."""
+        parts = stack_parts(recipe)
+        if parts is not None:
+            for part in parts:
+                yield from self.chunks(part)
+            return
         rows = _extent(recipe)
         step = self._rows_per_chunk(recipe, rows)
         for start in range(0, rows, step):
@@ -82,6 +88,8 @@ class RecipeReader:
                 return self._concatenated_rows(recipe, start, stop)
             case _ if _passes_rows(recipe):
                 return self._row_wise(recipe, start, stop)
+            case Reshape() if _rows_split(recipe):
+                return self._split_rows(recipe, start, stop)
             case _:
                 return self._whole(recipe)[start:stop]
 
@@ -110,6 +118,14 @@ class RecipeReader:
         selection = [slice(None)] * values.ndim
         selection[recipe.axis] = slice(recipe.start, recipe.stop)
         return values[tuple(selection)]
+
+    def _split_rows(self, recipe: Reshape, start: int, stop: int) -> np.ndarray:
+        """A reshape that makes several rows of each row: only the rows that hold `start:stop` are made."""
+        ratio = _rows_split(recipe)
+        first = start // ratio
+        values = self._rows(recipe.of, first, -(-stop // ratio))
+        values = values.reshape(-1, *_storage_shape(recipe)[1:])
+        return values[start - first * ratio : stop - first * ratio]
 
     def _whole(self, recipe: Recipe) -> np.ndarray:
         assert isinstance(recipe, Reshape | Transpose | Slice)
@@ -167,6 +183,26 @@ class RecipeReader:
         return (values ^ zero_point).reshape(stop - start, *recipe.shape[1:])
 
 
+def stack_parts(recipe: Recipe) -> tuple[Recipe, ...] | None:
+    """The parts whose payloads in order are the payload of `recipe`, with steps on a stack moved to its parts.
+
+    Cast(Stack([a, b]))     becomes     Cast(a), Cast(b)
+
+    None when the recipe is no stack.
+    """
+    match recipe:
+        case Stack():
+            return recipe.parts
+        case Cast() | Affine() | QuantizedValues() | QuantizedScales() | UnsignedBlocks():
+            parts = stack_parts(recipe.of)
+            return parts and tuple(replace(recipe, of=part) for part in parts)
+        case Reshape() if len(recipe.to) > 1 and recipe.to[0] == _extent(recipe.of):
+            parts = stack_parts(recipe.of)
+            return parts and tuple(Reshape(part, recipe.to[1:]) for part in parts)
+        case _:
+            return None
+
+
 def cast_array(values: np.ndarray, source: DType, target: DType) -> np.ndarray:
     """`values` (of `source`) as `target`, rounding to nearest even."""
     if source is target:
@@ -207,11 +243,21 @@ def _passes_rows(recipe: Recipe) -> bool:
             return False
 
 
+def _rows_split(recipe: Reshape) -> int:
+    """How many rows of a reshape come from each row of its operand; 0 when rows are joined or regrouped."""
+    if not recipe.shape or not recipe.of.shape or not recipe.of.shape[0] or recipe.shape[-1] != recipe.of.shape[-1]:
+        return 0
+    ratio, rest = divmod(recipe.shape[0], recipe.of.shape[0])
+    return ratio if not rest else 0
+
+
 def _is_row_separable(recipe: Recipe) -> bool:
     if isinstance(recipe, Source):
         return bool(recipe.shape)
     if isinstance(recipe, Stack):
         return True
+    if isinstance(recipe, Reshape) and _rows_split(recipe):
+        return _is_row_separable(recipe.of)
     if isinstance(recipe, Reshape | Transpose) and not _passes_rows(recipe):
         return prod(recipe.shape) == 0
     return all(_is_row_separable(operand) for operand in recipe.operands)
