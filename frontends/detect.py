@@ -86,7 +86,8 @@ def _open_file(file: Path) -> Checkpoint:
     if is_safetensors or file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         from trtllm.frontends.huggingface import read_file
 
-        return read_file(file)
+        is_safetensors |= file.suffix == ".safetensors"
+        return read_file(file, "safetensors" if is_safetensors else "PyTorch")
     if file.suffix == ".gguf":
         raise BadInputError(f"{file} is no GGUF file: it begins with {head[:4]!r}, not b'GGUF'", "fetch it again")
     raise BadInputError(f"{file} is of no known model format", _READ)

@@ -25,14 +25,13 @@ def read_directory(directory: Path, *, source: str = "") -> Checkpoint:
     return _checkpoint(directory, source, text, open_weight_files(directory))
 
 
-def read_file(file: Path) -> Checkpoint:
-    """The model whose only weights are `file`, with the config.json and the tokenizer beside it."""
+def read_file(file: Path, kind: str) -> Checkpoint:
+    """The model whose only weights are `file` ("safetensors" or "PyTorch"), with the files beside it."""
     if not (file.parent / "config.json").is_file():
         raise BadInputError(
             f"there is no config.json beside {file}", "weights alone do not tell their model; pass its directory"
         )
     text = _read_config(file.parent, str(file))
-    kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
     return _checkpoint(file.parent, str(file), text, open_files([file], kind))
 
 

@@ -41,7 +41,7 @@ def _load(file: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except pickle.UnpicklingError:
         raise BadInputError(
-            f"{file} holds Python objects besides tensors, which would run code when read; it was not read",
+            f"{file} holds more than tensors, or is damaged: reading it could run code, so it was not read",
             "pass a checkpoint in safetensors, or convert this one where you trust it",
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

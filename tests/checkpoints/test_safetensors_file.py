@@ -176,20 +176,20 @@ def test_a_file_that_shrinks_after_opening_is_an_error_of_ours(sample):
     tensor = SafetensorsFile(path).tensor("float")
     with path.open("r+b") as stream:
         stream.truncate(200)
-    with pytest.raises(BadInputError, match="model.safetensors ends at byte"):
+    with pytest.raises(BadInputError, match=r"model\.safetensors ends at byte"):
         tensor.read()
 
 
 def test_an_element_type_without_a_numpy_form_names_the_tensor(tmp_path):
     path = _write(tmp_path / "x.safetensors", {"w": _entry(dtype="F4", shape=(2,), offsets=(0, 1))}, b"x")
-    with pytest.raises(UnsupportedModelError, match="'w'.*F4"):
+    with pytest.raises(UnsupportedModelError, match=r"'w'.*F4"):
         SafetensorsFile(path)
 
 
 def test_a_missing_tensor_and_a_missing_file_are_named(sample, tmp_path):
     with pytest.raises(BadInputError, match="'nothing'"):
         SafetensorsFile(sample[0]).tensor("nothing")
-    with pytest.raises(BadInputError, match="absent.safetensors"):
+    with pytest.raises(BadInputError, match=r"absent\.safetensors"):
         SafetensorsFile(tmp_path / "absent.safetensors")
     with pytest.raises(BadInputError, match=str(tmp_path)):
         SafetensorsFile(tmp_path)
