@@ -51,6 +51,15 @@ class WeightEntry:
 
 
 @dataclass(frozen=True)
+class ProfileEntry:
+    """A range of input extents that an engine is planned for: (least, expected, most) sequences and new tokens."""
+
+    name: str
+    batch: tuple[int, int, int]
+    sequence: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class TargetEntry:
     """The engine's kind, the library that made it, and the oldest that can run it."""
 
@@ -58,6 +67,10 @@ class TargetEntry:
     version: str
     minimum_version: str
     compute_capabilities: tuple[str, ...] = ()
+    """GPU architectures that the engine was built for; empty when the library's own default was taken."""
+    flavour: str = ""
+    """Which of a target's libraries made it, where it has several ("tensorrt-rtx")."""
+    profiles: tuple[ProfileEntry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,9 +151,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest(
             toolchain_version=data["toolchain_version"],
-            target=TargetEntry(
-                **{**data["target"], "compute_capabilities": tuple(data["target"]["compute_capabilities"])}
-            ),
+            target=_target_entry(data["target"]),
             network_hash=data["network_hash"],
             files={_safe_name(name): FileEntry(**entry) for name, entry in data["files"].items()},
             weights=tuple(WeightEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["weights"]),
@@ -148,6 +159,15 @@ def _read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{path} is not a manifest: {error}", "rebuild the engine") from None
+
+
+def _target_entry(data: Mapping[str, Any]) -> TargetEntry:
+    profiles = tuple(
+        ProfileEntry(entry["name"], tuple(entry["batch"]), tuple(entry["sequence"]))
+        for entry in data.get("profiles", ())
+    )
+    capabilities = tuple(data.get("compute_capabilities", ()))
+    return TargetEntry(**{**data, "compute_capabilities": capabilities, "profiles": profiles})
 
 
 def _safe_name(name: str) -> str:

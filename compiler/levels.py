@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from trtllm.passes.base import Pass
+from trtllm.passes.canonical_shapes import CanonicalShapes
 from trtllm.passes.cleanup import FoldConstants, RemoveDeadCode, ShareCommonSubexpressions
+from trtllm.passes.decompose_attention import DecomposeAttention
 from trtllm.passes.fuse_add_norm import FuseAddNorm
 from trtllm.passes.inline_dialect import InlineDialect
 from trtllm.passes.lower_attention import LowerAttention
@@ -47,7 +49,9 @@ LEGALIZE: tuple[type[Pass], ...] = (
     LowerAddNorm,
     LowerLinear,
     InlineDialect,
+    DecomposeAttention,
     RemoveDeadCode,
+    CanonicalShapes,
     FoldConstants,
     ShareCommonSubexpressions,
     RemoveDeadCode,

@@ -21,6 +21,7 @@ from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.table import builder_for
 from trtllm.compiler.network import Network
 from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.targets.checks import check_graph, check_options
 from trtllm.compiler.targets.table import Target, target_named
 from trtllm.config import BuildConfig, build_config
 from trtllm.dtypes import DType
@@ -135,6 +136,7 @@ def compile_network(
     """Lowers a checkpoint to its graph and runs the passes of the build's level and target."""
     progress = progress or Silent()
     target = target_named(build.target)
+    check_options(build, target.capabilities)
     notes: list[str] = []
     dtype = compute_dtype(build, target.capabilities, notes)
     build = resolve(build, checkpoint)
@@ -143,6 +145,7 @@ def compile_network(
     verify(network.graph, after="the model builder")
     context = PassContext(build, target.capabilities, notes=notes)
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
+    check_graph(network.graph, target.capabilities)
     for note in notes:
         progress.note(note)
     return Compiled(
@@ -221,7 +224,7 @@ def write_engine(checkpoint: Checkpoint, compiled: Compiled, output_dir: Path, p
     with writing_engine(output_dir) as writer:
         recipes = {weight.name: weight.recipe.to_json() for weight in compiled.weights}
         reader = RecipeReader(checkpoint.tensors)
-        emitted = compiled.target.emit(compiled.network, reader, writer, progress)
+        emitted = compiled.target.emit(compiled.network, compiled.build, reader, writer, progress)
         progress.stage("finishing")
         writer.write_json(RECIPES, recipes)
         writer.write_json(CONFIG, engine_config(checkpoint, compiled))

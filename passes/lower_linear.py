@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Reshape, Transpose, UnsignedBlocks
 from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
-from trtllm.compiler.ir.dialect import attributes_of, is_dialect
+from trtllm.compiler.ir.dialect import DOMAIN, attributes_of, is_dialect
 from trtllm.compiler.ir.reference import head_epilogue
 from trtllm.compiler.ir.weights import Weight, weight_of
 from trtllm.compiler.network import Network
@@ -22,15 +22,22 @@ class LowerLinear(Pass):
     Linear(x, W)                            becomes  MatMul(x, W')        with W' stored transposed
     Linear(x, W), W read elsewhere too      becomes  Gemm(x, W, transB)   so that W is stored once
     Linear(x, DequantizeLinear(V, S))       becomes  MatMulNBits(x, V', S')   where the target has it
+
+    A target that has Linear itself (a product by a transposed matrix) keeps it; a head becomes one and its epilogue.
     """
 
     name = "lower-linear"
 
     def run(self, network: Network, context: PassContext) -> int:
-        nodes = [node for node in network.graph if is_dialect(node, "Linear", "LogitsHead")]
+        keeps_linear = context.capabilities.has("Linear", DOMAIN)
+        wanted = ("LogitsHead",) if keeps_linear else ("Linear", "LogitsHead")
+        nodes = [node for node in network.graph if is_dialect(node, *wanted)]
         for node in nodes:
             b = builder_before(network, node)
-            y = _product(b, node, context)
+            if keeps_linear:
+                y = b.dialect("Linear", node.inputs, name="linear")
+            else:
+                y = _product(b, node, context)
             if node.op_type == "LogitsHead":
                 if dtype_of(y) != ir.DataType.FLOAT:
                     y = b.op("Cast", [y], None, DType.FLOAT32, to=ir.DataType.FLOAT)

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 from trtllm.dtypes import DType
 
+TARGET_OPTIONS = (
+    "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level", "compute_capabilities"
+)  # fmt: skip
+"""Fields of BuildConfig that speak to one kind of engine."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -29,6 +34,19 @@ class Capabilities:
     """Whether the standard Attention operator may carry a softcap."""
     static_cache: bool = True
     """Whether the cache length must be a constant of the graph."""
+    lists_every_operator: bool = False
+    """Whether what `operators` leaves out cannot run; otherwise every standard operator runs too."""
+    value_dtypes: frozenset[DType] | None = None
+    """Types that values of the graph may have; None when any may."""
+    symbols: frozenset[str] | None = None
+    """Names of the extents of inputs that may vary from step to step; None when any may."""
+    options: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    """Options of the build that only some targets honour, with the values they take (None: any).
+
+    A build that sets another one of `TARGET_OPTIONS` is refused.
+    """
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why an option or a value of one is refused, where the reason helps."""
 
     def has(self, op_type: str, domain: str = "") -> bool:
         return f"{domain}::{op_type}" in self.operators

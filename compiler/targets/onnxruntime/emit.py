@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.compiler.engine import ENGINE, WEIGHTS, EngineWriter, TargetEntry, WeightEntry
+from trtllm.compiler.engine import ENGINE, WEIGHTS, EngineWriter, TargetEntry
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.network import Network
+from trtllm.compiler.targets.emitted import Emitted
 from trtllm.compiler.targets.weights_file import layout, write_weights
+from trtllm.config import BuildConfig
 from trtllm.errors import TargetError
 from trtllm.progress import Progress
 
 MINIMUM_VERSION = "1.24"
 """The first onnxruntime with opset 24 and the operators of the capability table."""
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """What an emitter leaves in the writer's folder."""
-
-    target: TargetEntry
-    weights: list[WeightEntry]
 
 
 def library_version() -> str:
@@ -37,7 +29,9 @@ def library_version() -> str:
         raise TargetError("the onnxruntime target needs onnxruntime", "pip install onnxruntime") from None
 
 
-def emit(network: Network, reader: RecipeReader, writer: EngineWriter, progress: Progress) -> Emitted:
+def emit(
+    network: Network, build: BuildConfig, reader: RecipeReader, writer: EngineWriter, progress: Progress
+) -> Emitted:
     """Writes `rank0.engine` and `rank0.weights`."""
     weights = [value.const_value for value in network.graph.initializers.values()]
     weights = [weight for weight in weights if isinstance(weight, Weight)]

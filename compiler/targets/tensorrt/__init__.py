@@ -1,0 +1,1 @@
+"""The tensorrt target: a serialized TensorRT plan, built without a GPU by TensorRT-RTX."""

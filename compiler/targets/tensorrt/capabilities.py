@@ -1,0 +1,35 @@
+"""What the plans of TensorRT-RTX 1.7 run, as a capability table."""
+
+from __future__ import annotations
+
+from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.targets.tensorrt.operators.table import OPERATORS
+from trtllm.compiler.targets.tensorrt.profiles import SYMBOLS
+from trtllm.dtypes import DType
+
+CAPABILITIES = Capabilities(
+    target="tensorrt",
+    operators=frozenset(OPERATORS),
+    lists_every_operator=True,
+    compute_dtypes=(DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32),
+    schemes=frozenset({"W8A16", "W4A16"}),
+    supports_softcap=False,
+    value_dtypes=frozenset(
+        {
+            DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16, DType.INT64, DType.INT32, DType.INT8, DType.INT4,
+            DType.BOOL,
+        }
+    ),
+    symbols=frozenset(SYMBOLS),
+    options={
+        "weight_streaming": None,
+        "profiling_verbosity": None,
+        "builder_optimization_level": None,
+        "compute_capabilities": frozenset({"75", "80", "86", "89", "120", "121"}),
+    },
+    refusals={
+        "strip_plan": "without a GPU TensorRT-RTX 1.7 fails to build plans without weights",
+        "compute_capabilities 90": "TensorRT-RTX does not run on H100 and H200",
+        "compute_capabilities 9.0": "TensorRT-RTX does not run on H100 and H200; write 8.6 as 86",
+    },
+)  # fmt: skip
