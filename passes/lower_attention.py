@@ -50,15 +50,13 @@ class LowerAttention(Pass):
             self._lower(network, node, lengths, context)
         return len(nodes)
 
-    def _lower(
-        self, network: Network, node: ir.Node, lengths: tuple[ir.Value, ir.Value], context: PassContext
-    ) -> None:
+    def _lower(self, network: Network, node: ir.Node, lengths: tuple[ir.Value, ir.Value], context: PassContext) -> None:
         a = attributes_of(node)
         b = builder_before(network, node)
         query, key, value, past_key, past_value = (_value(node, index) for index in range(5))
         rotation = _rotation(query, key, a)
         if rotation is None:
-            self.miss(context, node, "rotation stays outside: its angles depend on more than the position")
+            self.miss(context, node, "rotation stays outside: the operator takes no such angles or width")
         else:
             query, key = rotation.query, rotation.key
         packed = _packed(query, key, value)
@@ -98,21 +96,26 @@ def _lengths(b: GraphBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
     b.scope = "attention/"
     last = b.op("Sub", [b.op("Add", [past, new]), b.constant(1)])
     last = b.op("Cast", [last], None, DType.INT32, to=ir.DataType.INT32, name="last_rows")
-    step = b.op("Squeeze", [b.op("Shape", [query], (1,), DType.INT64, start=1, end=2), b.constant([0])], (), DType.INT64)
+    step = b.op(
+        "Squeeze", [b.op("Shape", [query], (1,), DType.INT64, start=1, end=2), b.constant([0])], (), DType.INT64
+    )
     longest = b.op("ReduceMax", [past], (), keepdims=0)
     total = b.op("Add", [longest, step], ())
     return last, b.op("Cast", [total], (), DType.INT32, to=ir.DataType.INT32, name="total_length")
 
 
 def _rotation(query: ir.Value, key: ir.Value, a: dict[str, Any]) -> _Rotation | None:
+    """The rotation, if the operator can do it: tables by position, heads of 16n elements of which 16n turn."""
     nodes = [query.producer(), key.producer()]
-    if any(node is None or not is_dialect(node, "Rotary") for node in nodes) or a["head_size"] % 8:
+    if any(node is None or not is_dialect(node, "Rotary") for node in nodes) or a["head_size"] % 16:
         return None
     first, second = (node for node in nodes if node is not None)
     tables = [_table(first.inputs[index]) for index in (1, 2)]
     if any(first.inputs[i] is not second.inputs[i] for i in (1, 2)) or None in tables:
         return None
     cos, sin = (table for table in tables if table is not None)
+    if int(dims(cos)[1]) % 8:
+        return None
     return _Rotation(_value(first, 0), _value(second, 0), cos, sin)
 
 

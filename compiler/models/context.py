@@ -5,9 +5,7 @@ A model file composes these calls; it never touches payloads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 
@@ -15,66 +13,14 @@ from trtllm.checkpoints.checkpoint import Checkpoint, TensorSpec
 from trtllm.checkpoints.recipes import Affine, Cast, Recipe, Source
 from trtllm.compiler.ir.builder import OPSET, GraphBuilder
 from trtllm.compiler.ir.dialect import DOMAIN
+from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.compiler.models.rotary import Rotary, RotaryConfig
 from trtllm.compiler.network import CacheLayer, ModelInfo, Network
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
-from trtllm.errors import BadInputError, UnsupportedModelError, nearest
+from trtllm.errors import BadInputError
 
 IR_VERSION = 11
-
-
-class ModelConfig:
-    """config.json with typed access: a missing or mistyped key is the user's error, named."""
-
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.values = values
-        self._source = source
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self._problem(f"lacks '{key}'")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self._problem(f"has {key} = {value!r}, expected a positive integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise self._problem(f"lacks '{key}'")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._problem(f"has {key} = {value!r}, expected a number")
-        return float(value)
-
-    def flag(self, key: str, *, default: bool = False) -> bool:
-        value = self.values.get(key)
-        return default if value is None else bool(value)
-
-    def activation(self, key: str = "hidden_act", default: str | None = None) -> str:
-        name = self.values.get(key) or default
-        if name not in _ACTIVATIONS:
-            raise UnsupportedModelError(
-                f"{self._source}: activation {nearest(str(name), _ACTIVATIONS)} is not known",
-                f"known activations: {', '.join(_ACTIVATIONS)}",
-            )
-        return _ACTIVATIONS[name]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.values.get(key, default)
-
-    def _problem(self, what: str) -> BadInputError:
-        return BadInputError(f"{self._source}: config.json {what}", "take the config of the published model")
-
-
-_ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "relu": "relu",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,6 +75,11 @@ class ModelBuilder:
             return Source.of(TensorSpec(name, shape, tensor.spec.dtype))
         return Source.of(tensor.spec)
 
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the tensors that were asked for or ignored by name."""
+        return frozenset(self._used)
+
     def ignore(self, name: str) -> None:
         """Marks a tensor as known and not needed."""
         self._used.add(name)
@@ -140,9 +91,7 @@ class ModelBuilder:
 
     # -- layers ------------------------------------------------------------------------------------------------
 
-    def linear(
-        self, x: ir.Value, name: str, out_features: int, in_features: int, *, bias: bool = False
-    ) -> ir.Value:
+    def linear(self, x: ir.Value, name: str, out_features: int, in_features: int, *, bias: bool = False) -> ir.Value:
         """`name`.weight [out, in] applied to x [..., in]; with `name`.bias [out] when asked."""
         inputs = [x, self.weight(f"{name}.weight", self.source(f"{name}.weight", out_features, in_features))]
         if bias:

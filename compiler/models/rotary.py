@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import GraphBuilder, dims
+from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError, UnsupportedModelError, nearest
 
@@ -41,50 +42,103 @@ class RotaryConfig:
 
 
 def rotary_config(
-    config: Mapping[str, Any], head_size: int, *, layer_type: str | None = None, default_theta: float = 10000.0
+    config: ModelConfig,
+    head_size: int,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    partial: bool = False,
+    original_positions: int | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> RotaryConfig:
     """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (earlier) of a config.json.
 
-    `layer_type` selects among per-layer-type parameters ("full_attention", "sliding_attention").
-    Raises UnsupportedModelError for a scaling that no formula here covers.
+    Args:
+        parameters: those of one layer type, where the config keeps several; the config's own keys then stay unread.
+        partial: whether the family can rotate a part of each head only.
+        original_positions: what an absent original_max_position_embeddings means to the family.
+        aliases: names that the family gives to a scaling.
+
+    Raises UnsupportedModelError for a scaling that no formula here covers, BadInputError for missing parameters.
     """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if layer_type is not None and isinstance(given.get(layer_type), Mapping):
-        given = given[layer_type]
-    parameters = dict(given)
-    kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind)
+    given = dict(_flat_parameters(config, original_positions) if parameters is None else parameters)
+    kind = str(given.get("rope_type") or given.get("type") or "default")
+    kind = {"su": "longrope", **(aliases or {})}.get(kind, kind)
     if kind not in _KINDS:
         raise UnsupportedModelError(
-            f"config.json asks for rope scaling {nearest(kind, _KINDS)}, which is not known",
+            f"{config.source}: config.json asks for rope scaling {nearest(kind, _KINDS)}, which is not known",
             f"known scalings: {', '.join(_KINDS)}",
         )
-    factor = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    original = config.get("original_max_position_embeddings")
-    if original is not None:
-        parameters.setdefault("original_max_position_embeddings", original)
-    missing = [key for key in _KINDS[kind] if key not in parameters]
-    if missing:
-        raise BadInputError(
-            f"config.json: rope scaling '{kind}' lacks {', '.join(missing)}", "take the config of the published model"
-        )
+    _check_parameters(config, kind, given)
     return RotaryConfig(
         kind=kind,
-        theta=float(parameters.get("rope_theta") or config.get("rope_theta") or default_theta),
-        rotary_size=int(head_size * float(factor)),
-        max_positions=int(config.get("max_position_embeddings", 2048)),
-        parameters=parameters,
+        theta=float(given.get("rope_theta") or 10000.0),
+        rotary_size=_rotary_size(config, given, head_size, partial),
+        max_positions=config.integer("max_position_embeddings"),
+        parameters=given,
     )
+
+
+def _flat_parameters(config: ModelConfig, original_positions: int | None) -> Mapping[str, Any]:
+    """The one set of parameters of a config; keys outside the set belong to it, as in transformers."""
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    given = dict(scaling or parameters or {})
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise UnsupportedModelError(
+            f"{config.source}: config.json has rotary parameters per layer type, which this architecture lacks",
+            "the config is of another architecture",
+        )
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if given.get(key) is None:
+            given[key] = config.get(key)
+    original = config.get("original_max_position_embeddings", original_positions)
+    return given if original is None else given | {"original_max_position_embeddings": original}
+
+
+def _check_parameters(config: ModelConfig, kind: str, given: Mapping[str, Any]) -> None:
+    missing = [key for key in _KINDS[kind] if given.get(key) is None]
+    if missing:
+        raise config.problem(f"has rope scaling '{kind}', which lacks {', '.join(missing)}")
+    for key in _NUMBERS:
+        value = given.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise config.problem(f"has {key} = {value!r} among its rotary parameters, expected a number")
+    if "mrope_section" in given:
+        raise UnsupportedModelError(
+            f"{config.source}: config.json asks for multi-modal rotation (mrope_section), which is not supported",
+            "supported are text models with one position per token",
+        )
+
+
+def _rotary_size(config: ModelConfig, given: Mapping[str, Any], head_size: int, partial: bool) -> int:
+    factor = given.get("partial_rotary_factor")
+    size = int(head_size * float(1.0 if factor is None else factor))
+    if size != head_size and not partial:
+        raise UnsupportedModelError(
+            f"{config.source}: config.json has partial_rotary_factor = {factor}, which this architecture does not know",
+            "supported: partial_rotary_factor = 1.0",
+        )
+    if size % 2 or size <= 0:
+        raise UnsupportedModelError(
+            f"{config.source}: rotary embedding of {size} of {head_size} head elements is not supported",
+            "the rotated part must be an even number of elements",
+        )
+    return size
 
 
 _KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "yarn": ("factor",),
+    "yarn": (),
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
+"""Each scaling and the parameters it cannot do without; yarn's factor follows from the lengths when it is null."""
+
+_NUMBERS = (
+    "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings", "attention_factor",
+    "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
 
 
 class Rotary:
@@ -123,7 +177,9 @@ class Rotary:
             limit = b.constant(_original_positions(config))
             beyond = b.op("Greater", [column, limit], (batch, 1, 1), DType.BOOL)
             return b.op("Where", [beyond, long, short], (batch, 1, half), F32)
-        length = b.op("Max", [b.op("Cast", [column], None, F32, to=ir.DataType.FLOAT), _number(b, config.max_positions)])
+        length = b.op(
+            "Max", [b.op("Cast", [column], None, F32, to=ir.DataType.FLOAT), _number(b, config.max_positions)]
+        )
         factor = float(config.parameters["factor"])
         stretch = b.op("Div", [b.op("Mul", [length, _number(b, factor)]), _number(b, config.max_positions)])
         stretch = b.op("Sub", [stretch, _number(b, factor - 1.0)])

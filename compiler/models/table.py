@@ -14,7 +14,16 @@ Builder = Callable[[ModelBuilder], Network]
 
 ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "trtllm.compiler.models.llama:build",
-    "MistralForCausalLM": "trtllm.compiler.models.llama:build",
+    "MistralForCausalLM": "trtllm.compiler.models.mistral:build",
+    "MinistralForCausalLM": "trtllm.compiler.models.mistral:build",
+    "Qwen2ForCausalLM": "trtllm.compiler.models.qwen2:build",
+    "Qwen3ForCausalLM": "trtllm.compiler.models.qwen3:build",
+    "MixtralForCausalLM": "trtllm.compiler.models.mixtral:build",
+    "Qwen3MoeForCausalLM": "trtllm.compiler.models.qwen3_moe:build",
+    "Gemma2ForCausalLM": "trtllm.compiler.models.gemma2:build",
+    "Gemma3ForCausalLM": "trtllm.compiler.models.gemma3:build",
+    "Phi3ForCausalLM": "trtllm.compiler.models.phi3:build",
+    "GPT2LMHeadModel": "trtllm.compiler.models.gpt2:build",
 }
 
 
