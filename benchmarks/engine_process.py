@@ -19,6 +19,7 @@ ENGINES = {
     "llama.cpp Q4_0": ("LlamaCpp", "q4_0.gguf"),
     "genai fp32": ("Genai", "genai-fp32"),
     "genai int4": ("Genai", "genai-int4"),
+    "genai int4, block 128": ("Genai", "genai-int4-block128"),
     "genai int4, 8-bit head": ("Genai", "genai-int4-head8"),
     "transformers fp32": ("Transformers", "hf-fp32"),
 }
