@@ -17,7 +17,7 @@ from model_files import BENCH_FOLDER, commit_folder, find_gguf
 GENAI_BUILDS = {
     "genai-fp32": ("fp32", ["prune_lm_head=true"]),
     "genai-int4": ("int4", ["prune_lm_head=true"]),
-    # Its fastest: a fifth quicker than block 32 at batch 8, for a coarser grid than the other int4 engines have.
+    # Its fastest: a fifth quicker than block 32 at batch 8, but its text is gibberish.
     "genai-int4-block128": ("int4", ["prune_lm_head=true", "block_size=128"]),
     "genai-int4-head8": (
         "int4",
