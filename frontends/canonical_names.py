@@ -20,6 +20,15 @@ _BUFFERS = re.compile(
     r"|(^|\.)h\.\d+\.attn\.(bias|masked_bias)$"
 )
 _VISION = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|visual|embed_vision)\.")
+_ENCODER_PREFIXES: Mapping[str, str] = {
+    "Bert": "bert.",
+    "Roberta": "roberta.",
+    "XLMRoberta": "roberta.",
+    "DistilBert": "distilbert.",
+}
+"""What task models put before the names of their base encoder, by the start of the class name."""
+_OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Names in checkpoints that were converted from TensorFlow."""
 _TEXT_MODEL_PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
@@ -58,8 +67,9 @@ def canonical_tensors(tensors: Mapping[str, LazyTensor], architecture: str, sour
 
 def _renaming(architecture: str, names: Iterable[str]) -> Callable[[str], str]:
     names = list(names)
-    if architecture.startswith("Bert"):
-        return lambda name: name.removeprefix("bert.")
+    for family, prefix in _ENCODER_PREFIXES.items():
+        if architecture.startswith(family):
+            return lambda name, prefix=prefix: _encoder_name(name, prefix)  # type: ignore[misc]
     if architecture.startswith("GPT2"):
         return _prefixed("transformer.", names)
     if any(name.startswith(("language_model.", "model.language_model.")) for name in names):
@@ -72,6 +82,12 @@ def _prefixed(prefix: str, names: list[str]) -> Callable[[str], str]:
     if any(name.startswith(prefix) for name in names):
         return lambda name: name
     return lambda name: name if name.startswith("lm_head.") else prefix + name
+
+
+def _encoder_name(name: str, prefix: str) -> str:
+    name = name.removeprefix(prefix)
+    ending = ".".join(name.rsplit(".", 2)[-2:])
+    return name.removesuffix(ending) + _OLD_NORMS.get(ending, ending)
 
 
 def _text_model_name(name: str) -> str:

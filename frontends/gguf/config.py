@@ -164,9 +164,9 @@ _FAMILIES: Mapping[str, Callable[[Metadata, GgufContainer], dict[str, Any]]] = {
 
 
 def _token_ids(tokenizer: Metadata) -> dict[str, Any]:
+    """Ids that the file lacks are None: left out, a reader would put its class's defaults."""
     keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
-    ids = {name: tokenizer.optional_integer(key) for name, key in keys.items()}
-    return {name: value for name, value in ids.items() if value is not None}
+    return {name: tokenizer.optional_integer(key) for name, key in keys.items()}
 
 
 def _rows(container: GgufContainer, name: str) -> int:

@@ -23,7 +23,7 @@ _BERT = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
-_GEMMA = _DECODER | {"head_dim": 16, "sliding_window": 16}
+_GEMMA = _DECODER | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}
 _VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
@@ -37,7 +37,14 @@ _FAMILIES = {
     "qwen3_moe": (
         "Qwen3MoeForCausalLM",
         "Qwen3MoeConfig",
-        _DECODER | {"head_dim": 16, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        _DECODER
+        | {
+            "head_dim": 16,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+        },
     ),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", _DECODER | {"num_local_experts": 3}),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", _GEMMA),
