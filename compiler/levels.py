@@ -10,6 +10,7 @@ from trtllm.passes.fuse_add_norm import FuseAddNorm
 from trtllm.passes.inline_dialect import InlineDialect
 from trtllm.passes.lower_attention import LowerAttention
 from trtllm.passes.lower_linear import LowerLinear
+from trtllm.passes.lower_moe import LowerMoE
 from trtllm.passes.lower_norm import LowerAddNorm
 from trtllm.passes.pack import PackGateUp, PackQkv
 from trtllm.passes.quantize import QuantizeWeights
@@ -47,6 +48,7 @@ LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
 LEGALIZE: tuple[type[Pass], ...] = (
     LowerAttention,
     LowerAddNorm,
+    LowerMoE,
     LowerLinear,
     InlineDialect,
     DecomposeAttention,

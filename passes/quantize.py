@@ -7,7 +7,7 @@ import onnx_ir as ir
 from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Stack
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import is_dialect
-from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, weight_of
+from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
 from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before
@@ -23,7 +23,8 @@ class QuantizeWeights(Pass):
         becomes
     y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
 
-    The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it is.
+    The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it
+    is, and so does the router of a mixture of experts.
     """
 
     name = "quantize-weights"
@@ -36,38 +37,61 @@ class QuantizeWeights(Pass):
         for node in list(network.graph):
             if not is_dialect(node, *_WEIGHT_INPUTS):
                 continue
+            if _is_router(node):
+                self.miss(context, node, "it routes tokens to experts, where a rounded weight may choose another one")
+                continue
+            weights = [weight_of(node.inputs[index]) for index in _WEIGHT_INPUTS[node.op_type]]
+            reason = _why_not(node, weights, scheme)
+            if reason:
+                self._keep(node, weights, reason, context)
+                continue
             for index in _WEIGHT_INPUTS[node.op_type]:
-                count += self._quantize(network, node, index, scheme, context)
+                _quantize(network, node, index, scheme)
+                count += 1
         for node in list(network.graph):
             if is_dialect(node, "Embedding"):
                 count += _halve_embedding(network, node)
         return count
 
-    def _quantize(self, network: Network, node: ir.Node, index: int, scheme: WeightOnly, context: PassContext) -> int:
-        weight = weight_of(node.inputs[index])
-        if weight is None:
-            self.miss(context, node, "its weight is not an initializer")
-            return 0
-        inputs = weight.recipe.shape[-1]
+    def _keep(self, node: ir.Node, weights: list[Weight | None], reason: str, context: PassContext) -> None:
+        self.miss(context, node, reason)
+        names = ", ".join(weight.name or "" for weight in weights if weight is not None)
+        if names:
+            context.notes.append(f"{names} stays unquantized: {reason}")
+
+
+def _is_router(node: ir.Node) -> bool:
+    return any(is_dialect(use.node, "MoE") and use.idx == 1 for use in node.outputs[0].uses())
+
+
+def _why_not(node: ir.Node, weights: list[Weight | None], scheme: WeightOnly) -> str:
+    """Why a node keeps its weights; empty when all of them can be quantized. Experts are quantized whole or not."""
+    if any(weight is None for weight in weights):
+        return "its weight is not an initializer"
+    for weight in weights:
+        inputs = weight.recipe.shape[-1]  # type: ignore[union-attr]
         if inputs % scheme.block_size:
-            self.miss(context, node, f"{inputs} inputs are no multiple of the block of {scheme.block_size}")
-            context.notes.append(f"{weight.name} stays unquantized: {inputs} inputs, blocks of {scheme.block_size}")
-            return 0
-        bits = scheme.head_bits if node.op_type == "LogitsHead" else scheme.bits
-        scale_dtype = DTYPES[weight.dtype]
-        source = without_casts(weight.recipe)
-        stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
-        b = builder_before(network, node)
-        b.scope = ""
-        values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, scale_dtype))
-        scales = b.weight(f"{stem}_scales", QuantizedScales(source, bits, scheme.block_size, scale_dtype))
-        shape = dims(node.inputs[index])  # type: ignore[arg-type]
-        dequantized = b.op(
-            "DequantizeLinear", [values, scales], shape, scale_dtype, name=f"{stem}_dequantized",
-            axis=len(shape) - 1, block_size=scheme.block_size,
-        )  # fmt: skip
-        node.replace_input_with(index, dequantized)
-        return 1
+            return f"{inputs} inputs are no multiple of the block of {scheme.block_size}"
+    return ""
+
+
+def _quantize(network: Network, node: ir.Node, index: int, scheme: WeightOnly) -> None:
+    weight = weight_of(node.inputs[index])
+    assert weight is not None
+    bits = scheme.head_bits if node.op_type == "LogitsHead" else scheme.bits
+    scale_dtype = DTYPES[weight.dtype]
+    source = without_casts(weight.recipe)
+    stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
+    b = builder_before(network, node)
+    b.scope = ""
+    values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, scale_dtype))
+    scales = b.weight(f"{stem}_scales", QuantizedScales(source, bits, scheme.block_size, scale_dtype))
+    shape = dims(node.inputs[index])  # type: ignore[arg-type]
+    dequantized = b.op(
+        "DequantizeLinear", [values, scales], shape, scale_dtype, name=f"{stem}_dequantized",
+        axis=len(shape) - 1, block_size=scheme.block_size,
+    )  # fmt: skip
+    node.replace_input_with(index, dequantized)
 
 
 def without_casts(recipe: Recipe) -> Recipe:
