@@ -41,6 +41,17 @@ class Session(Protocol):
         ...
 
 
+class EncoderSession(Protocol):
+    """An encoder engine that is loaded."""
+
+    def encode(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Runs right-padded tokens int64 [rows, S], of which lengths int64 [rows] are valid.
+
+        Returns float32 embeddings [rows, H], or for an engine without pooling the states [rows, S, H].
+        """
+        ...
+
+
 def limits_of(config: Mapping[str, Any]) -> SessionLimits:
     """The limits in an engine's config.json."""
     build = config["build_config"]
@@ -54,12 +65,16 @@ def limits_of(config: Mapping[str, Any]) -> SessionLimits:
 
 
 def open_session(engine: Engine, *, threads: int | None = None) -> Any:
-    """The session of an engine's target. Raises TargetError when this machine cannot run it."""
+    """The session of an engine's kind and target. Raises TargetError when this machine cannot run it."""
     if engine.target != "onnxruntime":
         raise TargetError(
             f"{engine.path} is an engine for target '{engine.target}', which this machine cannot run",
             "build it with --target onnxruntime to run on a CPU",
         )
+    if engine.config["model"]["kind"] == "encoder":
+        from trtllm.runtime.sessions.onnxruntime_encoder import OnnxRuntimeEncoder
+
+        return OnnxRuntimeEncoder(engine, threads=threads)
     from trtllm.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 
     return OnnxRuntimeSession(engine, threads=threads)

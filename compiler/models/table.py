@@ -24,6 +24,10 @@ ARCHITECTURES: Mapping[str, str] = {
     "Gemma3ForCausalLM": "trtllm.compiler.models.gemma3:build",
     "Phi3ForCausalLM": "trtllm.compiler.models.phi3:build",
     "GPT2LMHeadModel": "trtllm.compiler.models.gpt2:build",
+    "BertModel": "trtllm.compiler.models.bert:build_bert",
+    "RobertaModel": "trtllm.compiler.models.bert:build_roberta",
+    "XLMRobertaModel": "trtllm.compiler.models.bert:build_roberta",
+    "DistilBertModel": "trtllm.compiler.models.bert:build_distilbert",
 }
 
 

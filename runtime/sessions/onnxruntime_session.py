@@ -33,7 +33,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, engine: Engine, *, threads: int | None = None) -> None:
         self.limits: SessionLimits = limits_of(engine.config)
-        self._session = _load(engine, threads)
+        self._session = load(engine, threads)
         self._inputs = [item for item in engine.config["io"]["inputs"] if item["name"].startswith("past_")]
         self._inputs = [item for item in self._inputs if item["name"] != "past_lengths"]
         self._caches = {item["name"]: self._allocate(item) for item in self._inputs}
@@ -87,7 +87,8 @@ def _bind_array(bind: Any, name: str, array: np.ndarray) -> None:
     bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
 
 
-def _load(engine: Engine, threads: int | None) -> Any:
+def load(engine: Engine, threads: int | None) -> Any:
+    """The engine's graph as an onnxruntime session. Raises TargetError when this machine cannot run it."""
     try:
         import onnxruntime
     except ImportError:
