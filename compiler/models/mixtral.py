@@ -7,6 +7,7 @@ import onnx_ir as ir
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import LayerContext, attention_shape, pre_norm_decoder, self_attention
 from trtllm.compiler.models.experts import Mixture, mixture_of_experts
+from trtllm.compiler.models.rotary import rotary_config
 from trtllm.compiler.network import Network
 
 
@@ -32,4 +33,5 @@ def build(m: ModelBuilder) -> Network:
     def feed_forward(x: ir.Value, layer: LayerContext) -> ir.Value:
         return mixture_of_experts(m, x, f"{layer.name}.block_sparse_moe", mixture)
 
-    return pre_norm_decoder(m, shape, attention, feed_forward, epsilon=1e-5)
+    rotary = rotary_config(config, shape.head_size, default_theta=1e6)
+    return pre_norm_decoder(m, shape, attention, feed_forward, rotary, epsilon=1e-5)

@@ -49,6 +49,7 @@ def rotary_config(
     partial: bool = False,
     original_positions: int | None = None,
     aliases: Mapping[str, str] | None = None,
+    default_theta: float = 10000.0,
 ) -> RotaryConfig:
     """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (earlier) of a config.json.
 
@@ -57,6 +58,7 @@ def rotary_config(
         partial: whether the family can rotate a part of each head only.
         original_positions: what an absent original_max_position_embeddings means to the family.
         aliases: names that the family gives to a scaling.
+        default_theta: what an absent rope_theta means to the family.
 
     Raises UnsupportedModelError for a scaling that no formula here covers, BadInputError for missing parameters.
     """
@@ -71,7 +73,7 @@ def rotary_config(
     _check_parameters(config, kind, given)
     return RotaryConfig(
         kind=kind,
-        theta=float(given.get("rope_theta") or 10000.0),
+        theta=float(given.get("rope_theta") or default_theta),
         rotary_size=_rotary_size(config, given, head_size, partial),
         max_positions=config.integer("max_position_embeddings"),
         parameters=given,
