@@ -138,4 +138,14 @@ class Tokenizer:
             ) from None
         backend.no_truncation()
         backend.no_padding()
+        self._mark_special(backend)
         return backend
+
+    def _mark_special(self, backend: Any) -> None:
+        """Tokens with a role are special even where tokenizer.json holds them as plain ones."""
+        from tokenizers import AddedToken
+
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        plain = [token for token in self._files.special_tokens.values() if token not in added]
+        known = [token for token in dict.fromkeys(plain) if backend.token_to_id(token) is not None]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])

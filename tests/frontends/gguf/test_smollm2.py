@@ -11,8 +11,10 @@ from trtllm.frontends.detect import open_model
 pytestmark = pytest.mark.slow
 
 TEXTS = [
-    "Hello world", " leading", "trailing  ", "a\n\n b\t\tc", "def f(x):\n    return x * y + z\n", "日本語のテキスト", "Ünïcödé ñ",
-    "😀😃👨‍👩‍👧‍👦 family", "<|im_start|>user\nhi<|im_end|>\n", "   ", "", "\r\n\r\n", "don't can't we'll I'M", "\u00a0nbsp\u200bzwsp",
+    "Hello world", " leading", "trailing  ", "a\n\n b\t\tc", "def f(x):\n    return x * y + z\n",
+    "日本語のテキスト", "Ünïcödé ñ",
+    "😀😃👨‍👩‍👧‍👦 family", "<|im_start|>user\nhi<|im_end|>\n", "   ", "", "\r\n\r\n", "don't can't we'll I'M",
+    "\u00a0nbsp\u200bzwsp",
     "العربية עברית", "x" * 300, "http://a.b/c?d=e&f=g#h", "\x01", "I ❤️ to eat 🍕s", "<repo_name>foo<file_sep>",
 ]  # fmt: skip
 ALPHABET = [*"abcXYZ .,!?'\"\n\t()[]{}<>|_-#$%éß中文ا", "🙂", "\u0301", "  ", "ก", "the", " of", "ing"]

@@ -10,8 +10,9 @@ from trtllm.errors import BadInputError
 from trtllm.frontends.detect import open_model
 
 TEXTS = [
-    "the quick brown fox", " leading", "trailing  ", "two  spaces", "", " ", "a\n\nb\t\tc", "12345 6.7e-8", "don't WE'LL",
-    "ünïcödé ñ", "日本語 text", "😀 emoji 👩‍👩‍👧", "def f(x):\n    return x**2\n", "<s>user</s>hi<think>", "x" * 50, "\r\n \r\n",
+    "the quick brown fox", " leading", "trailing  ", "two  spaces", "", " ", "a\n\nb\t\tc", "12345 6.7e-8",
+    "don't WE'LL", "ünïcödé ñ", "日本語 text", "😀 emoji 👩‍👩‍👧", "def f(x):\n    return x**2\n",
+    "<s>user</s>hi<think>", "x" * 50, "\r\n \r\n",
 ]  # fmt: skip
 CORPUS = [text for text in TEXTS for _ in range(5)] + ["the fox and the hound ran over the brown hill 1 2 3"] * 20
 CONTROL, USER, NORMAL, UNKNOWN, BYTE = 3, 4, 1, 2, 6
