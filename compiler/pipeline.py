@@ -5,59 +5,43 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
 from trtllm.compiler.engine import writing as writing_engine
 from trtllm.compiler.ir.text import dump, network_hash
 from trtllm.compiler.ir.verifier import verify
-from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.levels import pipeline
 from trtllm.compiler.models.context import ModelBuilder
+from trtllm.compiler.models.sentence_files import published_length
 from trtllm.compiler.models.table import builder_for
-from trtllm.compiler.network import Network
+from trtllm.compiler.network import ModelInfo, Network
+from trtllm.compiler.plan import BuildLimits, BuildPlan, check_plan, plan_compiled
 from trtllm.compiler.targets.capabilities import Capabilities
 from trtllm.compiler.targets.checks import check_graph, check_options
-from trtllm.compiler.targets.table import Target, target_named
+from trtllm.compiler.targets.table import target_named
 from trtllm.config import BuildConfig, build_config
 from trtllm.dtypes import DType
 from trtllm.errors import UnsupportedModelError, UsageError
-from trtllm.passes.base import NearMiss, Pass, PassContext
+from trtllm.passes.base import Pass, PassContext
 from trtllm.progress import Progress, Silent
 
 DEFAULT_MAX_SEQ_LEN = 8192
 """Tokens: the longest sequence that is planned for when the user names none and the model takes more."""
 
 
-@dataclass(frozen=True)
-class PassReport:
-    """How many places a pass changed."""
-
-    name: str
-    changes: int
-
-
 @dataclass(frozen=True, eq=False)
-class Compiled:
-    """A legalized network and how it came about."""
+class Prepared:
+    """A build that only needs to be written."""
 
-    network: Network
-    build: BuildConfig
-    target: Target
-    passes: tuple[PassReport, ...]
-    near_misses: tuple[NearMiss, ...]
-    notes: tuple[str, ...]
-    network_hash: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def weights(self) -> list[Weight]:
-        values = (value.const_value for value in self.network.graph.initializers.values())
-        return [weight for weight in values if isinstance(weight, Weight)]
+    checkpoint: Checkpoint
+    compiled: Compiled
+    plan: BuildPlan
 
 
 def compile(
@@ -108,17 +92,55 @@ def build_engine(
     output_dir: Path,
     build: BuildConfig,
     *,
+    limits: BuildLimits | None = None,
     tokenizer: object | None = None,
     progress: Progress | None = None,
     dump_dir: Path | None = None,
 ) -> Engine:
-    """Builds the engine directory `output_dir`; see `compile`."""
+    """Builds the engine directory `output_dir`; see `compile`. Raises ResourceError when it cannot fit `limits`."""
+    progress = progress or Silent()
+    prepared = prepare_build(
+        model, build, output_dir, limits=limits, tokenizer=tokenizer, progress=progress, dump_dir=dump_dir
+    )
+    return finish_build(prepared, output_dir, limits=limits, progress=progress)
+
+
+def prepare_build(
+    model: str | Path | object,
+    build: BuildConfig,
+    output_dir: Path,
+    *,
+    limits: BuildLimits | None = None,
+    tokenizer: object | None = None,
+    progress: Progress | None = None,
+    dump_dir: Path | None = None,
+) -> Prepared:
+    """Everything of a build but the writing: nothing appears at `output_dir`."""
     progress = progress or Silent()
     check_free(output_dir.absolute())
+    target_named(build.target).library_version()
     checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
     compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir)
-    write_engine(checkpoint, compiled, output_dir, progress)
+    return Prepared(checkpoint, compiled, plan_compiled(checkpoint, compiled, output_dir=output_dir, limits=limits))
+
+
+def finish_build(
+    prepared: Prepared, output_dir: Path, *, limits: BuildLimits | None = None, progress: Progress | None = None
+) -> Engine:
+    """Writes what was prepared. Raises ResourceError when its plan says that it does not fit."""
+    check_plan(prepared.plan)
+    reader = RecipeReader(
+        prepared.checkpoint.tensors,
+        chunk_bytes=prepared.plan.chunk_bytes,
+        threads=limits.threads if limits is not None else 0,
+    )
+    write_engine(prepared.checkpoint, prepared.compiled, output_dir, progress or Silent(), reader)
     return open_engine(output_dir, verify=False)
+
+
+def plan_build(checkpoint: Checkpoint, build: BuildConfig) -> BuildPlan:
+    """What a build of the checkpoint would make and cost on this machine."""
+    return plan_compiled(checkpoint, compile_network(checkpoint, build))
 
 
 def read_model(model: str | Path | object, *, tokenizer: object | None = None, progress: Progress) -> Checkpoint:
@@ -141,7 +163,10 @@ def compile_network(
     dtype = compute_dtype(build, target.capabilities, notes)
     build = resolve(build, checkpoint)
     progress.stage("building the graph")
-    network = builder_for(checkpoint)(ModelBuilder(checkpoint, build, dtype))
+    builder = ModelBuilder(checkpoint, build, dtype)
+    network = builder_for(checkpoint)(builder)
+    notes += _unread_note(builder)
+    build = clamp(build, network.info, notes)
     verify(network.graph, after="the model builder")
     context = PassContext(build, target.capabilities, notes=notes)
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
@@ -149,8 +174,20 @@ def compile_network(
     for note in notes:
         progress.note(note)
     return Compiled(
-        network, build, target, tuple(reports), tuple(context.near_misses), tuple(notes), network_hash(network.model)
+        network,
+        build,
+        target,
+        dtype,
+        tuple(reports),
+        tuple(context.near_misses),
+        tuple(notes),
+        network_hash(network.model),
     )
+
+
+def _unread_note(builder: ModelBuilder) -> list[str]:
+    keys = builder.config.unread()
+    return [f"config.json keys without a use here: {', '.join(keys)}"] if keys else []
 
 
 def run_passes(
@@ -200,30 +237,57 @@ def compute_dtype(build: BuildConfig, capabilities: Capabilities, notes: list[st
 
 
 def resolve(build: BuildConfig, checkpoint: Checkpoint) -> BuildConfig:
-    """Fills in what is derived from the model: max_seq_len and max_input_len. Raises UsageError if too long."""
+    """Fills in what is derived from the model: max_seq_len and max_input_len. Raises UsageError if too long.
+
+    Without a wish of the user, an embedding model takes as many tokens as it was published for.
+    """
     limit = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
     limit = limit if isinstance(limit, int) else DEFAULT_MAX_SEQ_LEN
-    max_seq_len = build.max_seq_len or max(min(limit, DEFAULT_MAX_SEQ_LEN), build.max_input_len or 0)
-    if max_seq_len > limit and not _stretches(checkpoint):
+    usual = min(limit, published_length(checkpoint) or DEFAULT_MAX_SEQ_LEN)
+    max_seq_len = build.max_seq_len or max(usual, build.max_input_len or 0)
+    longest = _longest(checkpoint, limit)
+    if longest is not None and max_seq_len > longest:
         raise UsageError(
-            f"max_seq_len {max_seq_len} exceeds the {limit} positions of {checkpoint.source}",
-            f"use --max-seq-len {limit} or less",
+            f"max_seq_len {max_seq_len} exceeds the {longest} positions of {checkpoint.source}",
+            f"use --max-seq-len {longest} or less",
         )
     max_input_len = build.max_input_len or max_seq_len
     return build.model_copy(update={"max_seq_len": max_seq_len, "max_input_len": max_input_len})
 
 
-def _stretches(checkpoint: Checkpoint) -> bool:
-    """Whether positions beyond max_position_embeddings have a meaning: dynamic scaling has."""
-    rope = checkpoint.config.get("rope_parameters") or checkpoint.config.get("rope_scaling") or {}
-    return (rope.get("rope_type") or rope.get("type")) == "dynamic"
+def clamp(build: BuildConfig, info: ModelInfo, notes: list[str]) -> BuildConfig:
+    """The build without the positions that an encoder turned out not to have: RoBERTa's first rows are no positions."""
+    assert build.max_seq_len is not None and build.max_input_len is not None
+    if info.kind != "encoder" or build.max_seq_len <= info.max_positions:
+        return build
+    notes.append(f"max_seq_len is {info.max_positions}: the model has no more positions")
+    limited = min(build.max_input_len, info.max_positions)
+    return build.model_copy(update={"max_seq_len": info.max_positions, "max_input_len": limited})
 
 
-def write_engine(checkpoint: Checkpoint, compiled: Compiled, output_dir: Path, progress: Progress) -> None:
+def _longest(checkpoint: Checkpoint, limit: int) -> int | None:
+    """Positions that have a meaning: `limit`, or what rotary scaling stretches it to; None when it is boundless."""
+    rope = checkpoint.config.get("rope_scaling") or checkpoint.config.get("rope_parameters") or {}
+    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
+    if kind == "dynamic":
+        return None
+    if kind not in ("linear", "yarn") or not isinstance(factor, int | float):
+        return limit
+    original = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(limit, int((original or limit) * factor))
+
+
+def write_engine(
+    checkpoint: Checkpoint,
+    compiled: Compiled,
+    output_dir: Path,
+    progress: Progress,
+    reader: RecipeReader | None = None,
+) -> None:
     """Writes the engine directory atomically."""
+    reader = reader or RecipeReader(checkpoint.tensors)
     with writing_engine(output_dir) as writer:
         recipes = {weight.name: weight.recipe.to_json() for weight in compiled.weights}
-        reader = RecipeReader(checkpoint.tensors)
         emitted = compiled.target.emit(compiled.network, compiled.build, reader, writer, progress)
         progress.stage("finishing")
         writer.write_json(RECIPES, recipes)
@@ -267,7 +331,10 @@ def _io(value: Any) -> dict[str, Any]:
 
 
 def _write_assets(writer: EngineWriter, checkpoint: Checkpoint) -> None:
+    """The files for the runtime. Those in a folder told the build how to pool; that is in the graph now."""
     for name, content in checkpoint.assets.items():
+        if "/" in name:
+            continue
         writer.write_bytes(name, content if isinstance(content, bytes) else Path(content).read_bytes())
 
 

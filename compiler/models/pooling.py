@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
+from trtllm.compiler.models.sentence_files import MODULES, POOLING, sentence_file
 from trtllm.config import BuildConfig
 from trtllm.errors import UnsupportedModelError
 
-POOLING_FILE = "1_Pooling/config.json"
-MODULES_FILE = "modules.json"
 _KINDS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 """What sentence-transformers calls the kinds, to the dialect's names."""
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -43,26 +40,26 @@ def pooling_of(checkpoint: Checkpoint, build: BuildConfig) -> Pooling:
 
 def _modules(checkpoint: Checkpoint) -> list[str]:
     """Class names of the modules that follow each other in a sentence-transformers model."""
-    entries = _read(checkpoint, MODULES_FILE) or []
+    entries = sentence_file(checkpoint, MODULES) or []
     names = [str(entry.get("type", "")).rpartition(".")[2] for entry in entries]
     unknown = [name for name in names if name not in _MODULES]
     if unknown:
         raise UnsupportedModelError(
-            f"{checkpoint.source}: {MODULES_FILE} has module {', '.join(unknown)} after the encoder",
+            f"{checkpoint.source}: {MODULES} has module {', '.join(unknown)} after the encoder",
             f"supported: {', '.join(_MODULES)}; --pooling and normalize_embeddings leave the others out",
         )
     return names
 
 
 def _published_kind(checkpoint: Checkpoint) -> str:
-    config = _read(checkpoint, POOLING_FILE)
+    config = sentence_file(checkpoint, POOLING)
     if config is None:
         return "mean"
     given = _given_modes(config)
     if len(given) == 1 and given[0] in _KINDS:
         return _KINDS[given[0]]
     raise UnsupportedModelError(
-        f"{checkpoint.source}: {POOLING_FILE} asks for pooling {' + '.join(given) or 'of no kind'}",
+        f"{checkpoint.source}: {POOLING} asks for pooling {' + '.join(given) or 'of no kind'}",
         f"supported is one of {', '.join(_KINDS)}; --pooling chooses another",
     )
 
@@ -74,10 +71,3 @@ def _given_modes(config: Mapping[str, Any]) -> list[str]:
         return [named] if isinstance(named, str) else [str(mode) for mode in named]
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     return [key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens") for key in flags]
-
-
-def _read(checkpoint: Checkpoint, name: str) -> Any:
-    content = checkpoint.assets.get(name)
-    if content is None:
-        return None
-    return json.loads(content if isinstance(content, bytes) else Path(content).read_bytes())
