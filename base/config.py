@@ -49,7 +49,9 @@ class BuildConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> BuildConfig:
         if self.quantization is not None and self.quantization not in SCHEMES:
-            raise ValueError(f"quantization: unknown method '{self.quantization}'{_suggest(self.quantization, SCHEMES)}")
+            raise ValueError(
+                f"quantization: unknown method '{self.quantization}'{_suggest(self.quantization, SCHEMES)}"
+            )
         if self.max_input_len and self.max_seq_len and self.max_input_len > self.max_seq_len:
             raise ValueError(f"max_input_len {self.max_input_len} exceeds max_seq_len {self.max_seq_len}")
         if self.opt_batch_size and self.opt_batch_size > self.max_batch_size:
@@ -77,7 +79,9 @@ def build_config_from_file(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "--config takes a YAML or JSON file of build options") from None
+        raise UsageError(
+            f"cannot read {path}: {error}", "--config takes a YAML or JSON file of build options"
+        ) from None
     except yaml.YAMLError as error:
         where = str(error).replace("\n", " ")
         raise UsageError(f"{path} is not YAML: {where}", "--config takes a YAML or JSON file of options") from None

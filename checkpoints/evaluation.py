@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from trtllm.checkpoints.checkpoint import LazyTensor
-from trtllm.checkpoints.quantize import quantize_blocks
+from trtllm.checkpoints.quantize import convert, quantize_blocks
 from trtllm.checkpoints.recipes import (
     Affine,
     Cast,
@@ -27,8 +27,12 @@ from trtllm.checkpoints.recipes import (
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
 
-DEFAULT_CHUNK_BYTES = 64 << 20
+DEFAULT_CHUNK_BYTES = 32 << 20
 """Source bytes that one chunk may read."""
+_CONVERTED = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+"""The types among which C++ converts, bit for bit as numpy does."""
+_WORTH_THREADS = 4096
+"""Elements below which numpy is as fast."""
 
 
 class RecipeReader:
@@ -38,10 +42,19 @@ class RecipeReader:
     reads the source once. Not thread safe.
     """
 
-    def __init__(self, tensors: Mapping[str, LazyTensor], *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+    def __init__(
+        self, tensors: Mapping[str, LazyTensor], *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, threads: int = 0
+    ) -> None:
+        """`threads` quantize and convert, 0 means all cores."""
         self._tensors = tensors
-        self._chunk_bytes = chunk_bytes
+        self.chunk_bytes = chunk_bytes
+        self._threads = threads
         self._scales: dict[QuantizedScales, dict[int, np.ndarray]] = {}
+
+    @property
+    def source_names(self) -> Iterable[str]:
+        """The checkpoint's tensors in the order of its files."""
+        return self._tensors.keys()
 
     def read(self, recipe: Recipe) -> np.ndarray:
         """The whole result in storage form, shape `recipe.shape` (int4: last axis halved)."""
@@ -54,23 +67,20 @@ class RecipeReader:
             for part in parts:
                 yield from self.chunks(part)
             return
+        if isinstance(recipe, Reshape):  # the same bytes in the same order
+            yield from self.chunks(recipe.of)
+            return
         rows = _extent(recipe)
-        step = self._rows_per_chunk(recipe, rows)
+        step = chunk_rows(recipe, self.chunk_bytes)
         for start in range(0, rows, step):
             yield np.ascontiguousarray(self._rows(recipe, start, min(start + step, rows)))
-
-    def _rows_per_chunk(self, recipe: Recipe, rows: int) -> int:
-        if not _is_row_separable(recipe):
-            return max(rows, 1)
-        bytes_per_row = max(1, _source_bytes(recipe) // max(rows, 1))
-        return max(1, self._chunk_bytes // bytes_per_row)
 
     def _rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
         match recipe:
             case Source():
                 return self._source_rows(recipe, start, stop)
             case Cast():
-                return cast_array(self._rows(recipe.of, start, stop), recipe.of.dtype, recipe.to)
+                return cast_array(self._rows(recipe.of, start, stop), recipe.of.dtype, recipe.to, self._threads)
             case Affine():
                 values = self._rows(recipe.of, start, stop)
                 return (values.astype(np.float32) * np.float32(recipe.scale) + np.float32(recipe.offset)).astype(
@@ -103,7 +113,7 @@ class RecipeReader:
                 "the checkpoint is of another model",
             )
         values = tensor.read(start, stop)
-        return cast_array(values, tensor.spec.dtype, recipe.source_dtype)
+        return cast_array(values, tensor.spec.dtype, recipe.source_dtype, self._threads)
 
     def _row_wise(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
         """Steps that keep the first axis: rows of the result are made from the same rows of the operands."""
@@ -131,10 +141,21 @@ class RecipeReader:
         assert isinstance(recipe, Reshape | Transpose | Slice)
         if isinstance(recipe, Slice):
             return self._rows(recipe.of, recipe.start, recipe.stop)
+        if isinstance(recipe, Transpose) and recipe.permutation == (1, 0) and is_row_separable(recipe.of):
+            return self._turned(recipe)
         values = self.read(recipe.of)
         if isinstance(recipe, Reshape):
             return values.reshape(_storage_shape(recipe))
         return np.ascontiguousarray(values.transpose(recipe.permutation))
+
+    def _turned(self, recipe: Transpose) -> np.ndarray:
+        """A transposed matrix, filled chunk by chunk, so that its operand is never held whole."""
+        result = np.empty(recipe.shape, recipe.dtype.numpy)
+        rows, step = _extent(recipe.of), chunk_rows(recipe.of, self.chunk_bytes)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            result[:, start:stop] = self._rows(recipe.of, start, stop).T
+        return result
 
     def _concatenated_rows(self, recipe: Concat, start: int, stop: int) -> np.ndarray:
         pieces, offset = [], 0
@@ -169,7 +190,11 @@ class RecipeReader:
         lead, k = weights.shape[:-1], weights.shape[-1]
         try:
             values, scales = quantize_blocks(
-                np.ascontiguousarray(weights).reshape(-1, k), recipe.bits, recipe.block_size, recipe.scale_dtype.value
+                np.ascontiguousarray(weights).reshape(-1, k),
+                recipe.bits,
+                recipe.block_size,
+                recipe.scale_dtype.value,
+                threads=self._threads,
             )
         except ValueError as error:
             raise BadInputError(
@@ -203,10 +228,21 @@ def stack_parts(recipe: Recipe) -> tuple[Recipe, ...] | None:
             return None
 
 
-def cast_array(values: np.ndarray, source: DType, target: DType) -> np.ndarray:
+def chunk_rows(recipe: Recipe, chunk_bytes: int) -> int:
+    """Rows of the first axis that a chunk holds: all when they cannot be made one by one."""
+    rows = max(_extent(recipe), 1)
+    if not is_row_separable(recipe):
+        return rows
+    bytes_per_row = max(1, _source_bytes(recipe) // rows)
+    return min(max(1, chunk_bytes // bytes_per_row), rows)
+
+
+def cast_array(values: np.ndarray, source: DType, target: DType, threads: int = 0) -> np.ndarray:
     """`values` (of `source`) as `target`, rounding to nearest even."""
     if source is target:
         return values
+    if source in _CONVERTED and target in _CONVERTED and values.size >= _WORTH_THREADS:
+        return convert(values, target.value, threads=threads)
     assert DType.INT4 not in (source, target), "int4 is made by quantization, not by a cast"
     return values.astype(target.numpy)
 
@@ -251,13 +287,14 @@ def _rows_split(recipe: Reshape) -> int:
     return ratio if not rest else 0
 
 
-def _is_row_separable(recipe: Recipe) -> bool:
+def is_row_separable(recipe: Recipe) -> bool:
+    """Whether rows of the result can be made without the others."""
     if isinstance(recipe, Source):
         return bool(recipe.shape)
     if isinstance(recipe, Stack):
         return True
     if isinstance(recipe, Reshape) and _rows_split(recipe):
-        return _is_row_separable(recipe.of)
+        return is_row_separable(recipe.of)
     if isinstance(recipe, Reshape | Transpose) and not _passes_rows(recipe):
         return prod(recipe.shape) == 0
-    return all(_is_row_separable(operand) for operand in recipe.operands)
+    return all(is_row_separable(operand) for operand in recipe.operands)

@@ -28,6 +28,4 @@ def target_named(name: str) -> Target:
     """The target of a name of `TARGETS`."""
     home = TARGETS[name]
     emitter = importlib.import_module(f"{home}.emit")
-    return Target(
-        importlib.import_module(f"{home}.capabilities").CAPABILITIES, emitter.emit, emitter.library_version
-    )
+    return Target(importlib.import_module(f"{home}.capabilities").CAPABILITIES, emitter.emit, emitter.library_version)

@@ -1,10 +1,13 @@
-"""Streams a graph's weights into one file, in order, hashing as it writes; nothing is held longer than a chunk."""
+"""Streams a graph's weights into one file, in order, hashing and writing while the next one is made."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from trtllm.checkpoints.evaluation import RecipeReader
@@ -29,48 +32,118 @@ def layout(weights: Iterable[Weight]) -> dict[str, int]:
     return offsets
 
 
+def file_nbytes(weights: list[Weight]) -> int:
+    """Bytes of the file that `write_weights` makes of these weights."""
+    if not weights:
+        return 0
+    last = weights[-1]
+    return layout(weights)[last.name or ""] + last.recipe.nbytes
+
+
+def in_file_order(weights: Iterable[Weight], sources: Iterable[str]) -> list[Weight]:
+    """The weights in the order in which the checkpoint's files (tensor names in `sources`) hold what they are made of.
+
+    So the files are read from front to back. The scales of a quantization stay behind its values.
+    """
+    position = {name: index for index, name in enumerate(sources)}
+    return sorted(
+        weights, key=lambda weight: min((position.get(name, 0) for name in weight.recipe.sources()), default=0)
+    )
+
+
 def write_weights(
     path: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
 ) -> tuple[list[WeightEntry], str]:
     """Writes every weight at its `layout` offset. Returns the entries and the file's sha256."""
     offsets = layout(weights)
-    whole = hashlib.sha256()
-    entries = []
-    with path.open("wb", buffering=0) as file:
-        end = 0
+    made: list[tuple[Weight, Any]] = []
+    with path.open("wb", buffering=0) as file, _Output(file, reader.chunk_bytes) as output:
         for weight in weights:
-            offset = offsets[weight.name or ""]
-            end = _pad(file, whole, end, offset)
+            output.pad(offsets[weight.name or ""])
             digest = hashlib.sha256()
             for chunk in reader.chunks(weight.recipe):
                 payload = memoryview(chunk.reshape(-1).view("u1"))
-                _write_all(file, payload)
-                digest.update(payload)
-                whole.update(payload)
+                output.put(payload, digest)
                 progress.advance(payload.nbytes)
-                end += payload.nbytes
-            assert end - offset == weight.recipe.nbytes, weight.name
-            entries.append(_entry(weight, digest.hexdigest(), path.name, offset))
-    return entries, whole.hexdigest()
+            assert output.end - offsets[weight.name or ""] == weight.recipe.nbytes, weight.name
+            made.append((weight, digest))
+        output.drain()
+    entries = [_entry(weight, digest.hexdigest(), path.name, offsets[weight.name or ""]) for weight, digest in made]
+    return entries, output.whole.hexdigest()
 
 
-def _write_all(file: Any, payload: memoryview) -> None:
-    while payload.nbytes:
-        payload = payload[file.write(payload) :]
+class _Output:
+    """Three threads that take the same chunks in the same order: one writes, one hashes the file, one the weight.
 
+    At most `budget` bytes wait for them, or one chunk if that is larger. A thread's error is raised by the next call.
+    """
 
-def _pad(file: Any, whole: Any, end: int, offset: int) -> int:
-    if end < offset:
-        zeros = bytes(offset - end)
-        _write_all(file, memoryview(zeros))
-        whole.update(zeros)
-    return offset
+    def __init__(self, file: Any, budget: int) -> None:
+        self.whole = hashlib.sha256()
+        self.end = 0
+        self._file = file
+        self._budget = budget
+        self._waiting: deque[tuple[int, list[Future[Any]]]] = deque()
+        self._waiting_bytes = 0
+        self._writer, self._file_hasher, self._weight_hasher = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("write", "hash-file", "hash-weight")
+        )
+
+    def put(self, payload: memoryview, digest: Any) -> None:
+        """Takes a chunk; `digest` is told of it. Waits while too much is under way."""
+        while self._waiting and self._waiting_bytes + payload.nbytes > self._budget:
+            self._finish_oldest()
+        tasks = [
+            self._writer.submit(self._write, payload),
+            self._file_hasher.submit(self.whole.update, payload),
+            self._weight_hasher.submit(digest.update, payload),
+        ]
+        self._waiting.append((payload.nbytes, tasks))
+        self._waiting_bytes += payload.nbytes
+        self.end += payload.nbytes
+
+    def pad(self, offset: int) -> None:
+        """Writes zeros up to `offset`."""
+        if self.end < offset:
+            self.put(memoryview(bytes(offset - self.end)), hashlib.sha256())
+
+    def drain(self) -> None:
+        """Returns when everything is written and hashed."""
+        while self._waiting:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        nbytes, tasks = self._waiting[0]
+        for task in tasks:
+            task.result()
+        self._waiting.popleft()
+        self._waiting_bytes -= nbytes
+
+    def _write(self, payload: memoryview) -> None:
+        while payload.nbytes:
+            payload = payload[self._file.write(payload) :]
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self._writer, self._file_hasher, self._weight_hasher):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _entry(weight: Weight, digest: str, file: str, offset: int) -> WeightEntry:
     recipe = weight.recipe
     return WeightEntry(
-        weight.name or "", recipe.shape, recipe.dtype.value, digest, recipe.nbytes, file, offset, quantization_of(recipe)
+        weight.name or "",
+        recipe.shape,
+        recipe.dtype.value,
+        digest,
+        recipe.nbytes,
+        file,
+        offset,
+        quantization_of(recipe),
     )
 
 

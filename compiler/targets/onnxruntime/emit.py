@@ -10,7 +10,7 @@ from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.network import Network
 from trtllm.compiler.targets.emitted import Emitted
-from trtllm.compiler.targets.weights_file import layout, write_weights
+from trtllm.compiler.targets.weights_file import in_file_order, layout, write_weights
 from trtllm.config import BuildConfig
 from trtllm.errors import TargetError
 from trtllm.progress import Progress
@@ -34,7 +34,7 @@ def emit(
 ) -> Emitted:
     """Writes `rank0.engine` and `rank0.weights`."""
     weights = [value.const_value for value in network.graph.initializers.values()]
-    weights = [weight for weight in weights if isinstance(weight, Weight)]
+    weights = in_file_order((weight for weight in weights if isinstance(weight, Weight)), reader.source_names)
     progress.stage("writing weights", sum(weight.recipe.nbytes for weight in weights))
     entries, digest = write_weights(writer.folder / WEIGHTS, weights, reader, progress)
     writer.file_hashes[WEIGHTS] = digest
