@@ -36,7 +36,7 @@ class FileReads:
     def read(self, offset: int, nbytes: int) -> np.ndarray:
         """`nbytes` bytes from `offset` as uint8. Raises BadInputError when the file ends before them."""
         array = np.empty(nbytes, dtype=np.uint8)
-        view, done = memoryview(array), 0
+        view, done = array.data, 0
         while done < nbytes:
             count = self._read_into(view[done : done + _LARGEST_READ], offset + done)
             if count == 0:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def read_model(model: object, *, tokenizer: Any = None) -> Checkpoint:
+def read_model(model: Any, *, tokenizer: Any = None) -> Checkpoint:
     """A checkpoint whose tensors are the model's own: rows are copied when they are read.
 
     The model may be on any device; it must not be trained while the checkpoint is in use. `tokenizer` is its
@@ -30,9 +30,9 @@ def read_model(model: object, *, tokenizer: Any = None) -> Checkpoint:
             "pass a path, a hub id, or a transformers model",
         )
     source = type(model).__name__
-    config = {**model.config.to_dict(), "architectures": [source]}  # type: ignore[union-attr]
+    config = {**model.config.to_dict(), "architectures": [source]}
     text = find_text_config(_with_dtype_names(config), source)
-    canonical = canonical_tensors(_weights(model), text.architecture, source)  # type: ignore[arg-type]
+    canonical = canonical_tensors(_weights(model), text.architecture, source)
     found = (
         f"transformers model in memory, {text.architecture}, "
         f"{len(canonical.tensors)} tensors, {dtype_summary(canonical.tensors)}"

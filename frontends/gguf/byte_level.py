@@ -67,7 +67,7 @@ def byte_level_tokenizer(vocabulary: Vocabulary) -> tuple[Tokenizer, tuple[str, 
     if rule.composes:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(rule, vocabulary.add_space_prefix)
-    tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer, notes
 
@@ -82,7 +82,9 @@ def _rule(vocabulary: Vocabulary) -> tuple[_WordRule, tuple[str, ...]]:
 
 
 def _pre_tokenizer(rule: _WordRule, add_space_prefix: bool) -> pre_tokenizers.PreTokenizer:
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if rule.splits_digits else []
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if rule.splits_digits:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
     if rule.pattern is not None:
         steps.append(pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=add_space_prefix, use_regex=rule.pattern is None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trtllm.errors import BadInputError
 from trtllm.frontends.gguf.metadata import Metadata
@@ -78,7 +79,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary | None:
     )
 
 
-def _per_token(metadata: Metadata, key: str, count: int) -> list | None:  # type: ignore[type-arg]
+def _per_token(metadata: Metadata, key: str, count: int) -> list[Any] | None:
     values = metadata.sequence(key)
     if values is not None and len(values) != count:
         raise _fault(metadata, f"{len(values)} values under '{metadata.prefix}.{key}' for {count} tokens")
