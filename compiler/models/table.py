@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.compiler.models.context import ModelBuilder
+from trtllm.compiler.models.nearest_family import nearest_family
 from trtllm.compiler.network import Network
-from trtllm.errors import UnsupportedModelError, nearest
+from trtllm.errors import UnsupportedModelError
 
 Builder = Callable[[ModelBuilder], Network]
 
@@ -32,13 +33,21 @@ ARCHITECTURES: Mapping[str, str] = {
 
 
 def builder_for(checkpoint: Checkpoint) -> Builder:
-    """The builder of a checkpoint's architecture. Raises UnsupportedModelError naming the nearest known one."""
-    home = ARCHITECTURES.get(checkpoint.architecture)
-    if home is None:
-        raise UnsupportedModelError(
-            f"{checkpoint.source}: architecture {nearest(checkpoint.architecture, ARCHITECTURES)} is not supported",
-            f"supported: {', '.join(ARCHITECTURES)}",
-        )
+    """The builder of a checkpoint's architecture.
+
+    Raises UnsupportedModelError that names the nearest known architecture, and what is different in this one.
+    """
+    if checkpoint.architecture in ARCHITECTURES:
+        return _load(ARCHITECTURES[checkpoint.architecture])
+    family = nearest_family(checkpoint, {name: _load(home) for name, home in ARCHITECTURES.items()})
+    near = f"; nearest is {family}" if family is not None else ""
+    raise UnsupportedModelError(
+        f"{checkpoint.source}: architecture '{checkpoint.architecture}' is not supported{near}",
+        f"supported: {', '.join(ARCHITECTURES)}",
+    )
+
+
+def _load(home: str) -> Builder:
     module, function = home.split(":")
     builder: Builder = getattr(importlib.import_module(module), function)
     return builder
