@@ -34,6 +34,7 @@ class LowerAttention(Pass):
     y, K', V' = GroupQueryAttention(qkv, , , K, V, seqlens, total, cos, sin)
 
     Rotation moves inside when its tables are constants of the position; packing stays when q, k and v are one Split.
+    Head norms stay outside: the operator's own are refused by its CPU kernel (onnxruntime 1.32).
     A batch of several new tokens a row is right for rows that all start at position 0, or for one row alone; the
     session steps accordingly.
     """

@@ -47,8 +47,10 @@ class Comparison:
             )
             if names
         ]
+        if not parts:
+            return f"{self.architecture}, which has the same tensors and config keys and computes something else"
         tensors = "other" if self.unexpected or self.lacking else "the same"
-        return f"{self.architecture}, which has {tensors} tensors" + (f": {'; '.join(parts)}" if parts else "")
+        return f"{self.architecture}, which has {tensors} tensors: {'; '.join(parts)}"
 
 
 class _Survey(ModelBuilder):
