@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trtllm.compiler.pipeline import compile
     from trtllm.config import BuildConfig
     from trtllm.errors import TrtllmError
+    from trtllm.runtime.embedder import Embedder
     from trtllm.runtime.llm import LLM
     from trtllm.runtime.outputs import CompletionOutput, RequestOutput
     from trtllm.runtime.sampling import SamplingParams
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "trtllm.runtime.llm",
+    "Embedder": "trtllm.runtime.embedder",
     "SamplingParams": "trtllm.runtime.sampling",
     "RequestOutput": "trtllm.runtime.outputs",
     "CompletionOutput": "trtllm.runtime.outputs",
@@ -29,6 +31,7 @@ __all__ = [
     "LLM",
     "BuildConfig",
     "CompletionOutput",
+    "Embedder",
     "RequestOutput",
     "SamplingParams",
     "TrtllmError",
