@@ -153,3 +153,23 @@ def test_a_vocabulary_of_the_old_kind_is_converted(tiny_directory, tmp_path):
     tokenizer = Tokenizer.from_str(checkpoint.assets["tokenizer.json"].decode())
     assert tokenizer.encode("Hello world").ids == [2, 5, 6, 7, 3]
     assert any("vocab.txt" in note for note in checkpoint.notes)
+
+
+def test_a_sentencepiece_vocabulary_is_converted(tiny_directory, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    directory = shutil.copytree(tiny_directory("llama"), tmp_path / "llama")
+    text = tmp_path / "corpus.txt"
+    text.write_text("the fox and the hound ran over the hill\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(directory / "tokenizer"), vocab_size=300, model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    checkpoint = open_model(directory)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(checkpoint.assets["tokenizer.json"].decode())
+    expected = sentencepiece.SentencePieceProcessor(str(directory / "tokenizer.model")).encode("the fox über")
+    assert tokenizer.encode("the fox über", add_special_tokens=False).ids == expected
+    assert "tokenizer.json was made from tokenizer.model" in checkpoint.notes

@@ -274,3 +274,18 @@ def test_a_renamed_split_is_refused(split, tmp_path):
     split[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(BadInputError, match="one of 3 files"):
         open_model(tmp_path / "renamed.gguf")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "mode"), [(1, "pooling_mode_mean_tokens"), (2, "pooling_mode_cls_token"), (0, None), (None, None)]
+)
+def test_the_pooling_of_an_embedding_model_is_read(write_gguf, tmp_path, pooling, mode):
+    def change(writer):
+        if pooling is not None:
+            writer.add_pooling_type(gguf.PoolingType(pooling))
+
+    assets = open_model(write_gguf(tmp_path / "m.gguf", "bert", change=change)).assets
+    assert ("modules.json" in assets) is (mode is not None)
+    if mode:
+        config = json.loads(assets["1_Pooling/config.json"])
+        assert [key for key, value in config.items() if value is True] == [mode]
