@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Stack
 from trtllm.compiler.ir.builder import dims
-from trtllm.compiler.ir.dialect import is_dialect
+from trtllm.compiler.ir.dialect import attributes_of, is_dialect
 from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
 from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
@@ -23,7 +23,7 @@ class QuantizeWeights(Pass):
         becomes
     y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
 
-    The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it
+    Scales have 16 bits, also where the graph computes in float32. The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it
     is, and so does the router of a mixture of experts.
     """
 
@@ -79,16 +79,18 @@ def _quantize(network: Network, node: ir.Node, index: int, scheme: WeightOnly) -
     weight = weight_of(node.inputs[index])
     assert weight is not None
     bits = scheme.head_bits if node.op_type == "LogitsHead" else scheme.bits
-    scale_dtype = DTYPES[weight.dtype]
+    compute = DTYPES[weight.dtype]
+    stored = DType.FLOAT16 if compute is DType.FLOAT32 else compute
     source = without_casts(weight.recipe)
     stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
     b = builder_before(network, node)
     b.scope = ""
-    values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, scale_dtype))
-    scales = b.weight(f"{stem}_scales", QuantizedScales(source, bits, scheme.block_size, scale_dtype))
+    values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, stored))
+    rounded: Recipe = QuantizedScales(source, bits, scheme.block_size, stored)
+    scales = b.weight(f"{stem}_scales", rounded if stored is compute else Cast(rounded, compute))
     shape = dims(node.inputs[index])  # type: ignore[arg-type]
     dequantized = b.op(
-        "DequantizeLinear", [values, scales], shape, scale_dtype, name=f"{stem}_dequantized",
+        "DequantizeLinear", [values, scales], shape, compute, name=f"{stem}_dequantized",
         axis=len(shape) - 1, block_size=scheme.block_size,
     )  # fmt: skip
     node.replace_input_with(index, dequantized)
@@ -106,6 +108,7 @@ def without_casts(recipe: Recipe) -> Recipe:
 
 
 def _halve_embedding(network: Network, node: ir.Node) -> int:
+    """Stores the table in float16; its rows become float32 again before anything, a scale included, is done to them."""
     weight = weight_of(node.inputs[1])
     if weight is None or DTYPES[weight.dtype] is not DType.FLOAT32:
         return 0
@@ -120,6 +123,10 @@ def _halve_embedding(network: Network, node: ir.Node) -> int:
     after = builder_before(network, anchor)
     after.scope = ""
     wide = after.op("Cast", [result], None, DType.FLOAT32, to=ir.DataType.FLOAT, name=f"{node.name}.wide")
+    scale = attributes_of(node)["scale"]
+    if scale != 1.0:
+        node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+        wide = after.op("Mul", [wide, after.constant(scale, DType.FLOAT32)], name=f"{node.name}.scaled")
     for use in users:
         use.node.replace_input_with(use.idx, wide)
     return 1
