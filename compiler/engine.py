@@ -299,7 +299,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_error(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(
             f"the disk is full: {path.parent} has {shutil.disk_usage(path.parent).free >> 20} MiB left",
             "free space, or choose an --output-dir on another disk; nothing was left behind",

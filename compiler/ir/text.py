@@ -56,6 +56,14 @@ def dump(model: ir.Model, folder: Path, index: int, stage: str) -> Path:
     return path
 
 
+def write_graph(model: ir.Model, folder: Path) -> Path:
+    """Writes the graph without weights as `network.onnx` into `folder`, for a viewer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "network.onnx"
+    path.write_bytes(to_proto_without_weights(model))
+    return path
+
+
 def _nowhere(weight: Weight) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         WEIGHTS_FILE, 0, weight.recipe.nbytes, weight.dtype, shape=weight.shape, name=weight.name or "", base_dir=""

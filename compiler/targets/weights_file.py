@@ -62,7 +62,7 @@ def write_weights(
             output.pad(offsets[weight.name or ""])
             digest = hashlib.sha256()
             for chunk in reader.chunks(weight.recipe):
-                payload = memoryview(chunk.reshape(-1).view("u1"))
+                payload = chunk.reshape(-1).view("u1").data
                 output.put(payload, digest)
                 progress.advance(payload.nbytes)
             assert output.end - offsets[weight.name or ""] == weight.recipe.nbytes, weight.name

@@ -33,14 +33,15 @@ def emit(
     network: Network, build: BuildConfig, reader: RecipeReader, writer: EngineWriter, progress: Progress
 ) -> Emitted:
     """Writes `rank0.engine` and `rank0.weights`."""
-    weights = [value.const_value for value in network.graph.initializers.values()]
-    weights = in_file_order((weight for weight in weights if isinstance(weight, Weight)), reader.source_names)
+    tensors = (value.const_value for value in network.graph.initializers.values())
+    weights = in_file_order((tensor for tensor in tensors if isinstance(tensor, Weight)), reader.source_names)
     progress.stage("writing weights", sum(weight.recipe.nbytes for weight in weights))
     entries, digest = write_weights(writer.folder / WEIGHTS, weights, reader, progress)
     writer.file_hashes[WEIGHTS] = digest
     offsets = layout(weights)
     network.model.opset_imports.pop("trtllm", None)
     network.model.opset_imports["com.microsoft"] = 1
+    network.model.opset_imports["trtllm.cpu"] = 1
 
     def place(weight: Weight) -> ir.ExternalTensor:
         return ir.ExternalTensor(
