@@ -49,7 +49,7 @@ def quantize_blocks(
         x: [N, K], float32, float16 or bfloat16 (ml_dtypes).
         bits: 4 or 8.
         block_size: one of BLOCK_SIZES; divides K.
-        scale_dtype: "float32" or "float16".
+        scale_dtype: "float32", "float16" or "bfloat16".
         threads: 0 means as many as the machine has.
 
     Raises:
@@ -62,14 +62,14 @@ def quantize_blocks(
         raise ValueError(f"bits is 4 or 8, not {bits}")
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size is one of {', '.join(map(str, BLOCK_SIZES))}, not {block_size}")
-    if scale_dtype not in ("float32", "float16"):
-        raise ValueError(f"scale_dtype is 'float32' or 'float16', not '{scale_dtype}'")
+    if scale_dtype not in DTYPES:
+        raise ValueError(f"scale_dtype is one of {', '.join(DTYPES)}, not '{scale_dtype}'")
     rows, columns = x.shape
     if columns % block_size:
         raise ValueError(f"K = {columns} is no multiple of block_size {block_size}")
 
     values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
-    scales = np.empty((rows, columns // block_size), scale_dtype)
+    scales = np.empty((rows, columns // block_size), DTYPES[scale_dtype])
     fault, block = _native.quantize_blocks(
         _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads
     )

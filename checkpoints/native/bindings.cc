@@ -37,7 +37,6 @@ nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bi
     require(block_size >= 16 && block_size % 16 == 0, "block_size is a multiple of 16");
     require(source.size() % block_size == 0, "the source is no whole number of blocks");
     require(source.itemsize() == trtllm::size_of(job.dtype), "the source is not of the dtype named");
-    require(job.scale_dtype != trtllm::Float::bfloat16, "scales are float32 or float16");
     require(scales.itemsize() == trtllm::size_of(job.scale_dtype), "the scales are not of the dtype named");
     const std::size_t blocks = source.size() / block_size;
     require(values.nbytes() == source.size() * bits / 8 && scales.size() == blocks, "an output is of the wrong size");

@@ -39,10 +39,11 @@ float store_scale(const BlockJob &job, std::size_t block, float scale) {
         static_cast<float *>(job.scales)[block] = scale;
         return scale;
     }
-    std::uint16_t half = to_float16(scale);
+    const bool is_float16 = job.scale_dtype == Float::float16;
+    std::uint16_t half = is_float16 ? to_float16(scale) : to_bfloat16(scale);
     if ((half & 0x7fffu) == 0) half = 0;
     static_cast<std::uint16_t *>(job.scales)[block] = half;
-    return from_float16(half);
+    return is_float16 ? from_float16(half) : from_bfloat16(half);
 }
 
 int quantize_one(float value, float scale, int lowest, int highest) {

@@ -16,7 +16,7 @@ struct BlockJob {
     std::size_t block_size;  // a multiple of 16
     std::uint8_t *values;  // 4 bits: two a byte, the first in the low nibble; 8 bits: int8
     void *scales;          // one a block
-    Float scale_dtype;     // float32 or float16
+    Float scale_dtype;     // any of the three
 };
 
 enum class Fault { none, not_finite, scale_overflow };

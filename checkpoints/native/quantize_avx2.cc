@@ -40,10 +40,12 @@ TRTLLM_AVX2_INLINE float store_scale8(const BlockJob &job, std::size_t block, fl
         static_cast<float *>(job.scales)[block] = scale;
         return scale;
     }
-    std::uint16_t half = static_cast<std::uint16_t>(_cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT));
+    const bool is_float16 = job.scale_dtype == Float::float16;
+    std::uint16_t half = is_float16 ? static_cast<std::uint16_t>(_cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT))
+                                    : to_bfloat16(scale);
     if ((half & 0x7fffu) == 0) half = 0;
     static_cast<std::uint16_t *>(job.scales)[block] = half;
-    return _cvtsh_ss(half);
+    return is_float16 ? _cvtsh_ss(half) : from_bfloat16(half);
 }
 
 // Sixteen quotients, rounded, clamped and narrowed to int16 in order.
