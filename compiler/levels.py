@@ -54,6 +54,7 @@ LEGALIZE: tuple[type[Pass], ...] = (
     DecomposeAttention,
     RemoveDeadCode,
     CanonicalShapes,
+    ShareCommonSubexpressions,
     FoldConstants,
     ShareCommonSubexpressions,
     RemoveDeadCode,

@@ -32,6 +32,7 @@ class GraphBuilder:
         self.scope = ""
         self._anchor = insert_before
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._numbers: dict[str, int] = {}
         self.created: list[ir.Node] = []
 
     # -- values ------------------------------------------------------------------------------------------------
@@ -65,9 +66,7 @@ class GraphBuilder:
             data = data.astype(np.float32)
         key = (data.dtype.name, data.shape, data.tobytes())
         if key not in self._constants:
-            name = self._free_constant_name(data)
-            tensor = ir.tensor(data, name=name)
-            self._constants[key] = self._initializer(name, tensor, ir.Shape(data.shape), tensor.dtype)
+            self._constants[key] = self._shared_constant(data)
         return self._constants[key]
 
     def named_constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -78,13 +77,17 @@ class GraphBuilder:
         tensor = ir.tensor(array, name=name)
         return self._initializer(name, tensor, ir.Shape(array.shape), tensor.dtype)
 
-    def _free_constant_name(self, data: np.ndarray) -> str:
+    def _shared_constant(self, data: np.ndarray) -> ir.Value:
+        """The graph's initializer of these numbers, whichever builder made it first."""
         stem = f"const_{data.item()}" if data.size == 1 else f"const_{'x'.join(map(str, data.shape))}"
         stem = stem.replace("-", "minus_").replace("+", "") + ("" if data.ndim == 0 else "_v") + f"_{data.dtype.name}"
         name, number = stem, 1
-        while name in self.graph.initializers:
+        while (existing := self.graph.initializers.get(name)) is not None:
+            if existing.const_value is not None and _equal(existing.const_value.numpy(), data):
+                return existing
             name, number = f"{stem}_{number}", number + 1
-        return name
+        tensor = ir.tensor(data, name=name)
+        return self._initializer(name, tensor, ir.Shape(data.shape), tensor.dtype)
 
     def _initializer(self, name: str, tensor: Any, shape: ir.Shape, dtype: ir.DataType) -> ir.Value:
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
@@ -149,7 +152,7 @@ class GraphBuilder:
         name: str,
     ) -> ir.Node:
         node = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=output_count)
-        node.name = f"{self.scope}{name}" if name else None
+        node.name = self._node_name(name, op_type)
         for index, value in enumerate(node.outputs):
             if node.name:
                 value.name = f"{node.name}_out{index or ''}"
@@ -159,6 +162,20 @@ class GraphBuilder:
             self.graph.insert_before(self._anchor, node)
         self.created.append(node)
         return node
+
+    def _node_name(self, name: str, op_type: str) -> str | None:
+        """Within a scope every node has a name: `layers.0.attention/Reshape`, `layers.0.attention/Reshape_1`."""
+        if name or not self.scope:
+            return f"{self.scope}{name}" if name else None
+        stem = f"{self.scope}{op_type}"
+        number = self._numbers.get(stem, 0)
+        self._numbers[stem] = number + 1
+        return f"{stem}_{number}" if number else stem
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the last bit."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
 def _shape_of(shape: Sequence[Dim] | None, first: ir.Value | None) -> ir.Shape | None:

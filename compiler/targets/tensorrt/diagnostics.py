@@ -29,7 +29,7 @@ def readable(message: str) -> str:
     text = " ".join(message.split())
     text = re.sub(r"^(IBuilder::\w+|ITensor::\w+|INetworkDefinition::\w+|I\w+::\w+): ", "", text)
     text = re.sub(r"^Error Code \d+: ", "", text)
-    text = re.sub(r"\s*In \w+ at [\w./]+:\d+\s*$", "", text)
+    text = re.sub(r"\.?\s*In \w+ at [\w./]+:\d+", "", text)
     return _SOURCE.sub("", text).strip() or text
 
 
@@ -56,19 +56,21 @@ def monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._outermost: set[str] = set()
+            self._remaining: dict[str, int] = {}
+            """Steps to come of each outermost phase: the library does not report its last ones."""
             self._lock = threading.Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 with self._lock:
-                    self._outermost.add(phase_name)
+                    self._remaining[phase_name] = num_steps
                     progress.stage(STAGE, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
                 with self._lock:
-                    if phase_name in self._outermost:
+                    if self._remaining.get(phase_name, 0) > 0:
+                        self._remaining[phase_name] -= 1
                         progress.advance(1)
             except KeyboardInterrupt:
                 return False
@@ -76,6 +78,6 @@ def monitor(trt: Any, progress: Progress) -> Any:
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
-                self._outermost.discard(phase_name)
+                progress.advance(self._remaining.pop(phase_name, 0))
 
     return Monitor()

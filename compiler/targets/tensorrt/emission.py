@@ -80,8 +80,14 @@ class Emission:
             "this is a limit of the library or a defect of the toolchain; try another --dtype or --quantization",
         )
 
-    def check(self) -> None:
-        """Raises TargetError when the library logged an error while the node in hand was added."""
+    def check(self, results: list[Any]) -> None:
+        """Raises TargetError when the library found an error in the node in hand.
+
+        It looks at a layer only when somebody asks for the shape of its result, so this asks.
+        """
+        for tensor in results:
+            if tensor is not None:
+                self._call(lambda tensor=tensor: tuple(tensor.shape))
         if self._log.errors:
             raise self.refusal(self._log.first_error())
 

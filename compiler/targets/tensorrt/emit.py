@@ -99,7 +99,7 @@ def add_graph(e: Emission, graph: ir.Graph) -> None:
         for value, tensor in zip(node.outputs, tensors, strict=True):
             if tensor is not None:
                 e.bind(value, tensor)
-        e.check()
+        e.check(tensors)
     e.node = None
     for value in graph.outputs:
         tensor = e.of(value)

@@ -34,9 +34,7 @@ class Payloads:
 
 
 @contextmanager
-def stored_weights(
-    folder: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
-) -> Iterator[Payloads]:
+def stored_weights(folder: Path, weights: list[Weight], reader: RecipeReader, progress: Progress) -> Iterator[Payloads]:
     """Streams the weights into a scratch file of `folder` that is gone afterwards, one chunk in memory at a time."""
     path = folder / SCRATCH
     try:

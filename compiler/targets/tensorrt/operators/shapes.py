@@ -11,6 +11,9 @@ from trtllm.compiler.ir.builder import dims, dtype_of
 from trtllm.compiler.ir.weights import DTYPES
 from trtllm.compiler.targets.tensorrt.emission import Emission
 
+ENDLESS = 2**31 - 1
+"""An end beyond every extent."""
+
 
 def constant_integers(e: Emission, value: ir.Value | None) -> list[int]:
     """The numbers of a constant input. Raises TargetError when it is computed."""
@@ -124,18 +127,33 @@ def split(e: Emission, node: ir.Node) -> list[Any]:
 
 
 def slice_(e: Emission, node: ir.Node) -> list[Any]:
-    """ONNX Slice along one axis, forwards, by constant bounds."""
-    data = node.inputs[0]
-    assert data is not None
-    starts, ends = (constant_integers(e, value) for value in node.inputs[1:3])
-    rank = len(dims(data))
+    """ONNX Slice along one axis, forwards, from a constant start; the end may be computed, and is then not negative."""
+    data, first, end = node.inputs[:3]
+    assert data is not None and end is not None
+    starts, rank = constant_integers(e, first), len(dims(data))
     axes = constant_integers(e, node.inputs[3]) if len(node.inputs) > 3 else list(range(len(starts)))
     steps = constant_integers(e, node.inputs[4]) if len(node.inputs) > 4 else [1] * len(starts)
-    extent = dims(data)[axes[0] % rank]
-    if len(axes) != 1 or steps != [1] or not isinstance(extent, int):
-        raise e.refusal("a slice must be along one axis of constant extent, by ones")
-    start, stop, _ = slice(starts[0], ends[0]).indices(extent)
-    return [_piece(e, data, axes[0] % rank, start, max(0, stop - start))]
+    if len(axes) != 1 or steps != [1] or (end.const_value is None and starts[0] < 0):
+        raise e.refusal("a slice must be along one axis, by ones, from a constant start")
+    axis = axes[0] % rank
+    if end.const_value is None:
+        return [_until(e, data, axis, starts[0], e.of(end))]
+    extent = dims(data)[axis]
+    if not isinstance(extent, int):
+        raise e.refusal("a slice by constants must be of a constant extent")
+    start, stop, _ = slice(starts[0], constant_integers(e, end)[0]).indices(extent)
+    return [_piece(e, data, axis, start, max(0, stop - start))]
+
+
+def _until(e: Emission, data: ir.Value, axis: int, start: int, end: Any) -> Any:
+    """Elements start .. end of an axis, where `end` is an int64 vector of one number."""
+    tensor, rank = e.of(data), len(dims(data))
+    here = [int(index == axis) for index in range(rank)]
+    layer = e.add("add_slice", tensor, tuple(start * flag for flag in here), (1,) * rank, (1,) * rank)
+    ends = e.binary(e.binary(end, e.integers(here), "PROD"), e.integers([(1 - flag) * ENDLESS for flag in here]), "SUM")
+    ends = e.binary(ends, e.shape_of(tensor), "MIN")
+    layer.set_input(2, e.binary(ends, e.integers([start * flag for flag in here]), "SUB"))
+    return layer.get_output(0)
 
 
 def _piece(e: Emission, data: ir.Value, axis: int, start: int, size: int) -> Any:
