@@ -53,6 +53,8 @@ _MIXED_BASES = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
 }
 _GPT2 = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": POSITIONS}
+_MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_QWEN3_MOE = {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 _PHI3_LONGROPE = {
     **_rope("longrope", **_FACTORS, partial_rotary_factor=1.0),
     "original_max_position_embeddings": ORIGINAL,
@@ -99,6 +101,17 @@ VARIANTS = (
         {**_rope("default", partial_rotary_factor=0.5), "sliding_window": 5, "head_dim": 32},
     ),
     Variant("phi3-longrope", "Phi3ForCausalLM", "Phi3Config", _PHI3_LONGROPE),
+    Variant("mixtral", "MixtralForCausalLM", "MixtralConfig", _MIXTRAL),
+    Variant("mixtral-sliding", "MixtralForCausalLM", "MixtralConfig", {**_MIXTRAL, "sliding_window": 5}),
+    Variant("mixtral-gelu", "MixtralForCausalLM", "MixtralConfig", {**_MIXTRAL, "hidden_act": "gelu"}),
+    Variant("qwen3-moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**_QWEN3_MOE, "mlp_only_layers": [0]}),
+    Variant("qwen3-moe-scaled", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**_QWEN3_MOE, "norm_topk_prob": True}),
+    Variant(
+        "qwen3-moe-sliding",
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {**_QWEN3_MOE, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 5},
+    ),
     Variant("gpt2", "GPT2LMHeadModel", "GPT2Config", _GPT2),
     Variant(
         "gpt2-scales",

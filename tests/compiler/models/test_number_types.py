@@ -18,7 +18,7 @@ from trtllm.quantization import SCHEMES
 from trtllm.runtime.session import open_session
 
 PROMPT, STEPS = 17, 4
-QUANTIZED = ("llama", "llama-tied", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2")
+QUANTIZED = ("llama", "llama-tied", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "mixtral", "qwen3-moe")
 ROUNDINGS = {"float16": 12, "int8": 7}
 """Results rounded in a layer: every operator's in float16, the input of every product where products are of int8."""
 
@@ -107,12 +107,16 @@ def dequantized(model: Any, scheme: str) -> Any:
             weight = module.weight.detach().numpy()
             stored = rounded(weight if kind == "Linear" else weight.T, bits, SCHEMES[scheme].block_size)
             module.weight.data = torch.from_numpy(np.ascontiguousarray(stored if kind == "Linear" else stored.T))
+        elif kind.endswith("Experts"):
+            for experts in (module.gate_up_proj, module.down_proj):
+                stored = [rounded(weight, bits, SCHEMES[scheme].block_size) for weight in experts.detach().numpy()]
+                experts.data = torch.from_numpy(np.stack(stored))
         elif isinstance(module, torch.nn.Embedding):
             module.weight.data = module.weight.data.half().float()
     return model
 
 
 def rounded(weight: np.ndarray, bits: int, block_size: int) -> np.ndarray:
-    values, scales = quantize_blocks(np.ascontiguousarray(weight), bits, block_size)
+    values, scales = quantize_blocks(np.ascontiguousarray(weight), bits, block_size, "float16")
     integers = unpack_int4(values) if bits == 4 else values
-    return integers.astype(np.float32) * np.repeat(scales, block_size, axis=1)
+    return integers.astype(np.float32) * np.repeat(scales.astype(np.float32), block_size, axis=1)
