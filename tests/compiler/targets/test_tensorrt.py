@@ -28,7 +28,14 @@ def build(model: Any, folder: Path, **options: object) -> Any:
 @pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize(
     ("dtype", "quantization"),
-    [("float32", None), ("float16", None), ("bfloat16", None), ("float16", "W8A16"), ("bfloat16", "W4A16")],
+    [
+        ("float32", None),
+        ("float16", None),
+        ("bfloat16", None),
+        ("float16", "W8A16"),
+        ("bfloat16", "W4A16"),
+        ("float32", "W4A16"),
+    ],
 )
 def test_a_plan_is_built_in_every_type(tiny_model, tmp_path, dtype, quantization, level) -> None:
     model = tiny_model("LlamaForCausalLM", tie_word_embeddings=True)
