@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 
 from trtllm.checkpoints.checkpoint import LazyTensor
-from trtllm.checkpoints.quantize import convert, quantize_blocks
+from trtllm.checkpoints.quantize import convert, quantize_blocks, tile
 from trtllm.checkpoints.recipes import (
+    TILE_ROWS,
     Affine,
     Cast,
     Concat,
@@ -21,6 +22,8 @@ from trtllm.checkpoints.recipes import (
     Slice,
     Source,
     Stack,
+    TiledScales,
+    TiledValues,
     Transpose,
     UnsignedBlocks,
 )
@@ -90,6 +93,8 @@ class RecipeReader:
                 return self._quantized_rows(recipe, start, stop)
             case QuantizedScales():
                 return self._scale_rows(recipe, start, stop)
+            case TiledValues() | TiledScales():
+                return self._tiled_rows(recipe, start, stop)
             case UnsignedBlocks():
                 return self._unsigned_rows(recipe, start, stop)
             case Stack():
@@ -206,6 +211,11 @@ class RecipeReader:
         values = self._rows(recipe.of, start, stop).view(np.uint8)
         zero_point = np.uint8(0x88 if recipe.of.dtype is DType.INT4 else 0x80)
         return (values ^ zero_point).reshape(stop - start, *recipe.shape[1:])
+
+    def _tiled_rows(self, recipe: TiledValues | TiledScales, start: int, stop: int) -> np.ndarray:
+        rows = self._rows(recipe.of, start * TILE_ROWS, min(stop * TILE_ROWS, recipe.of.shape[0]))
+        bits = 16 if isinstance(recipe, TiledScales) else recipe.of.dtype.bits
+        return tile(rows, bits, recipe.shape[1], threads=self._threads)
 
 
 def stack_parts(recipe: Recipe) -> tuple[Recipe, ...] | None:

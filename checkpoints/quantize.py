@@ -101,3 +101,21 @@ def _as_words(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same memory, contiguous, in a dtype that the extension's arrays can carry: 16-bit floats become uint16."""
     contiguous = np.ascontiguousarray(x)
     return contiguous if contiguous.itemsize == 4 else contiguous.view(np.uint16)
+
+
+def tile(rows: npt.NDArray[Any], bits: int, blocks: int, *, threads: int = 0) -> npt.NDArray[Any]:
+    """Rearrange rows into tiles of 16, the layout of the CPU kernel (runtime/native/quantized_linear.h).
+
+    Args:
+        rows: what `quantize_blocks` gave for blocks of 32: values (bits 4 or 8), or float16 scales (bits 16).
+        blocks: blocks of a row.
+
+    Returns:
+        uint8 [tiles, blocks, 64 * bits], or float16 [tiles, blocks, 16]; rows missing in the last tile are zeros.
+    """
+    count = -(-len(rows) // 16)
+    shape, dtype = ((count, blocks, 16), np.float16) if bits == 16 else ((count, blocks, 64 * bits), np.uint8)
+    tiles = np.empty(shape, dtype)
+    source = np.ascontiguousarray(rows)
+    _native.tile(source.view(np.uint8), len(rows), blocks, bits, tiles.view(np.uint8), threads)
+    return tiles

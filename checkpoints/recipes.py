@@ -252,10 +252,47 @@ class UnsignedBlocks(_Unary):
         return DType.UINT8
 
 
+@dataclass(frozen=True)
+class TiledValues(_Unary):
+    """Signed int4/int8 values [N, K] in tiles of 16 rows, uint8 [ceil(N/16), K/32, 16*32*bits/8].
+
+    The layout of the `trtllm.cpu` QuantizedLinear kernel (runtime/native/quantized_linear.h); rows past N are zero.
+    """
+
+    step = "tiled_values"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, k = self.of.shape
+        return (-(-rows // TILE_ROWS), k // TILE_BLOCK, TILE_ROWS * TILE_BLOCK * self.of.dtype.bits // 8)
+
+    @property
+    def dtype(self) -> DType:
+        return DType.UINT8
+
+
+@dataclass(frozen=True)
+class TiledScales(_Unary):
+    """Float16 scales [N, K/32] in the same tiles: [ceil(N/16), K/32, 16]."""
+
+    step = "tiled_scales"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, blocks = self.of.shape
+        return (-(-rows // TILE_ROWS), blocks, TILE_ROWS)
+
+
+TILE_ROWS = 16
+"""Rows of a weight that a tile holds."""
+TILE_BLOCK = 32
+"""Inputs of a block of a tile."""
+
 _STEPS: dict[str, type[Recipe]] = {
     cls.step: cls
     for cls in (
-        Source, Cast, Affine, Transpose, Reshape, Slice, Concat, Stack, QuantizedValues, QuantizedScales, UnsignedBlocks
+        Source, Cast, Affine, Transpose, Reshape, Slice, Concat, Stack, QuantizedValues, QuantizedScales,
+        UnsignedBlocks, TiledValues, TiledScales,
     )
 }  # fmt: skip
 

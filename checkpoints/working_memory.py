@@ -15,6 +15,8 @@ from trtllm.checkpoints.recipes import (
     Recipe,
     Reshape,
     Source,
+    TiledScales,
+    TiledValues,
     Transpose,
     UnsignedBlocks,
 )
@@ -77,7 +79,7 @@ def _made(recipe: Recipe, rows: int, result: int) -> int:
             return _elements(recipe.of, rows) * recipe.bits // 8 + recipe.scale_dtype.byte_size(blocks)
         case Affine():
             return 2 * 4 * _elements(recipe, rows) + result
-        case Cast() | Concat() | UnsignedBlocks():
+        case Cast() | Concat() | UnsignedBlocks() | TiledValues() | TiledScales():
             return result
         case _:
             return 0

@@ -9,6 +9,7 @@ from trtllm.passes.decompose_attention import DecomposeAttention
 from trtllm.passes.fuse_add_norm import FuseAddNorm
 from trtllm.passes.inline_dialect import InlineDialect
 from trtllm.passes.lower_attention import LowerAttention
+from trtllm.passes.lower_cached_attention import LowerCachedAttention
 from trtllm.passes.lower_linear import LowerLinear
 from trtllm.passes.lower_moe import LowerMoE
 from trtllm.passes.lower_norm import LowerAddNorm
@@ -46,6 +47,7 @@ LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
 
 # Legalization: the target's own operators where it has them, standard ones elsewhere. Read from its table.
 LEGALIZE: tuple[type[Pass], ...] = (
+    LowerCachedAttention,
     LowerAttention,
     LowerAddNorm,
     LowerMoE,

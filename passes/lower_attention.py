@@ -46,7 +46,7 @@ class LowerAttention(Pass):
             return 0
         nodes = [node for node in network.graph if is_dialect(node, "Attention")]
         lengths: tuple[ir.Value, ir.Value] | None = None
-        for node in nodes:
+        for node in nodes:  # those that no other pass has lowered
             lengths = lengths or _lengths(builder_before(network, node), node)
             self._lower(network, node, lengths, context)
         return len(nodes)
@@ -111,7 +111,7 @@ def _rotation(query: ir.Value, key: ir.Value, a: dict[str, Any]) -> _Rotation | 
     if any(node is None or not is_dialect(node, "Rotary") for node in nodes) or a["head_size"] % 16:
         return None
     first, second = (node for node in nodes if node is not None)
-    tables = [_table(first.inputs[index]) for index in (1, 2)]
+    tables = [rotary_table(first.inputs[index]) for index in (1, 2)]
     if any(first.inputs[i] is not second.inputs[i] for i in (1, 2)) or None in tables:
         return None
     cos, sin = (table for table in tables if table is not None)
@@ -120,7 +120,7 @@ def _rotation(query: ir.Value, key: ir.Value, a: dict[str, Any]) -> _Rotation | 
     return _Rotation(_value(first, 0), _value(second, 0), cos, sin)
 
 
-def _table(value: ir.Value | None) -> ir.Value | None:
+def rotary_table(value: ir.Value | None) -> ir.Value | None:
     """The constant table [capacity, R/2] behind Gather(table, Positions(...))."""
     gather = value.producer() if value is not None else None
     if gather is None or gather.op_type != "Gather":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtllm.checkpoints.recipes import Reshape, Transpose, UnsignedBlocks
+from trtllm.checkpoints.recipes import Cast, Reshape, TiledScales, TiledValues, Transpose, UnsignedBlocks
 from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
 from trtllm.compiler.ir.dialect import DOMAIN, attributes_of, is_dialect
 from trtllm.compiler.ir.reference import head_epilogue
 from trtllm.compiler.ir.weights import Weight, weight_of
 from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
-from trtllm.passes.base import Pass, PassContext, builder_before, replace
+from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
 
 MICROSOFT = "com.microsoft"
 _ACCURACY_LEVELS = {"decoder": 4, "encoder": 1}
@@ -21,6 +21,7 @@ A decoder steps one token at a time, where 4 is several times as fast. An embedd
 them costs more than 8-bit weights do (all-MiniLM-L6-v2, 20 texts: lowest cosine 0.9983 with 4, 0.9996 with 1); its
 texts come in batches, where 1 is as fast.
 """
+CPU = "trtllm.cpu"
 
 
 class LowerLinear(Pass):
@@ -28,7 +29,9 @@ class LowerLinear(Pass):
 
     Linear(x, W)                            becomes  MatMul(x, W')        with W' stored transposed
     Linear(x, W), W read elsewhere too      becomes  Gemm(x, W, transB)   so that W is stored once
-    Linear(x, DequantizeLinear(V, S))       becomes  MatMulNBits(x, V', S')   where the target has it
+    Linear(x, DequantizeLinear(V, S))       becomes  QuantizedLinear(x, V', S')   where the target has it, with a packed
+                                                     gated activation before it moved inside
+                                            or       MatMulNBits(x, V', S')
 
     A target that has Linear itself (a product by a transposed matrix) keeps it; a head becomes one and its epilogue.
     """
@@ -59,6 +62,8 @@ def _product(b: GraphBuilder, node: ir.Node, context: PassContext, accuracy: int
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     dequantize = matrix.producer()
     if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
+        if context.capabilities.has("QuantizedLinear", CPU) and _is_tileable(x, dequantize):
+            return _tiled_product(b, node, x, dequantize, bias)
         return _bits_product(b, x, dequantize, bias, accuracy)
     weight = weight_of(matrix)
     if weight is not None and len(matrix.uses()) > 1:
@@ -90,6 +95,50 @@ def _shared_product(b: GraphBuilder, x: ir.Value, matrix: ir.Value, bias: ir.Val
         shape = b.op("Concat", [shape, b.constant([int(out_features)])], (3,), DType.INT64, axis=0)
         return b.op("Reshape", [y, shape], (*lead, out_features))
     return y
+
+
+def _is_tileable(x: ir.Value, dequantize: ir.Node) -> bool:
+    """Whether the project's own kernel takes it: float32, blocks of 32, scales kept in float16."""
+    scales = weight_of(dequantize.inputs[1])
+    recipe = scales.recipe if scales is not None else None
+    rounded = isinstance(recipe, Cast) and recipe.of.dtype is DType.FLOAT16
+    return rounded and dtype_of(x) == ir.DataType.FLOAT and dequantize.attributes["block_size"].value == 32
+
+
+def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.Node, bias: ir.Value | None) -> ir.Value:
+    values, scales = (weight_of(value) for value in dequantize.inputs[:2])
+    assert values is not None and scales is not None and isinstance(scales.recipe, Cast)
+    out_features, in_features = values.recipe.shape
+    tiles = b.weight(f"{values.name}_tiles", TiledValues(values.recipe))
+    tile_scales = b.weight(f"{scales.name}_tiles", TiledScales(scales.recipe.of))
+    gate, operand = _gate_before(node, x)
+    return b.op(
+        "QuantizedLinear",
+        [operand, tiles, tile_scales] if bias is None else [operand, tiles, tile_scales, bias],
+        (*dims(x)[:-1], out_features),
+        ir.DataType.FLOAT,
+        domain=CPU,
+        name="matmul",
+        K=in_features,
+        N=out_features,
+        bits=values.recipe.dtype.bits,
+        gate=gate,
+    )
+
+
+_GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
+
+
+def _gate_before(node: ir.Node, x: ir.Value) -> tuple[int, ir.Value]:
+    """The packed gated activation that only this product reads, as the kernel's gate; 0 and x when there is none."""
+    producer = x.producer()
+    if producer is None or not is_dialect(producer, "GatedActivation") or only_user(x) is not node:
+        return 0, x
+    packed = producer.inputs[0]
+    kind = _GATES.get(attributes_of(producer)["kind"])
+    if len(producer.inputs) != 1 or packed is None or kind is None:
+        return 0, x
+    return kind, packed
 
 
 def _bits_product(b: GraphBuilder, x: ir.Value, dequantize: ir.Node, bias: ir.Value | None, accuracy: int) -> ir.Value:

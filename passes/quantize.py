@@ -23,8 +23,8 @@ class QuantizeWeights(Pass):
         becomes
     y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
 
-    Scales have 16 bits, also where the graph computes in float32. The embedding table keeps its values, in float16. A weight whose inputs are no multiple of the block stays as it
-    is, and so does the router of a mixture of experts.
+    Scales have 16 bits, also where the graph computes in float32. The embedding table keeps its values, in float16.
+    A weight whose inputs are no multiple of the block stays as it is, and so does the router of a mixture of experts.
     """
 
     name = "quantize-weights"

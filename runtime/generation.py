@@ -65,9 +65,7 @@ def _prefill(
     return None if sequence.is_finished else sequence
 
 
-def _decode(
-    session: Session, slots: list[Sequence | None], samplers: dict[int, Sampler], stops: StopCheck
-) -> None:
+def _decode(session: Session, slots: list[Sequence | None], samplers: dict[int, Sampler], stops: StopCheck) -> None:
     """One token for every occupied slot. Free slots between them run along unused, at their first cache row."""
     occupied = [slot for slot, sequence in enumerate(slots) if sequence is not None]
     if not occupied:

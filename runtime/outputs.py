@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CompletionOutput:
-    """One generated sequence. `finish_reason` is "stop" or "length"; `stop_reason` the string or token that ended it."""
+    """One generated sequence.
+
+    `finish_reason` is "stop" or "length"; `stop_reason` is the string or token that ended it.
+    """
 
     index: int = 0
     text: str = ""

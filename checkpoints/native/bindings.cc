@@ -7,7 +7,9 @@
 #include <string>
 
 #include "checkpoints/native/convert.h"
+#include "checkpoints/native/parallel.h"
 #include "checkpoints/native/quantize.h"
+#include "checkpoints/native/tiles.h"
 
 namespace nb = nanobind;
 
@@ -61,6 +63,23 @@ void convert(const Source &source, const std::string &from, Destination destinat
     trtllm::convert(source.data(), from_dtype, destination.data(), to_dtype, source.size(), threads);
 }
 
+// Tiles [tiles, blocks, ...] of values (bits 4 or 8) or, with bits 16, of float16 scales.
+void tile(const Source &source, std::size_t rows, std::size_t blocks, int bits, Destination tiles, int threads) {
+    const std::size_t count = (rows + 15) / 16;
+    require(bits == 4 || bits == 8 || bits == 16, "bits is 4 or 8, or 16 for scales");
+    require(source.nbytes() == (bits == 16 ? rows * blocks * 2 : rows * blocks * 4 * bits), "the source is of the wrong size");
+    require(tiles.nbytes() == (bits == 16 ? count * blocks * 32 : count * blocks * 64 * bits), "the tiles are of the wrong size");
+    nb::gil_scoped_release release;
+    trtllm::parallel_ranges(count, 8, threads, [&](std::size_t first, std::size_t last) {
+        if (bits == 16)
+            trtllm::tile_scales(static_cast<const std::uint16_t *>(source.data()), rows, blocks,
+                                static_cast<std::uint16_t *>(tiles.data()), first, last);
+        else
+            trtllm::tile_values(static_cast<const std::uint8_t *>(source.data()), rows, blocks, bits,
+                                static_cast<std::uint8_t *>(tiles.data()), first, last);
+    });
+}
+
 }  // namespace
 
 void bind_checkpoints(nb::module_ &module) {
@@ -69,4 +88,6 @@ void bind_checkpoints(nb::module_ &module) {
                nb::arg("threads") = 0, nb::arg("scalar") = false);
     module.def("convert", &convert, nb::arg("source"), nb::arg("from_dtype"), nb::arg("destination"),
                nb::arg("to_dtype"), nb::arg("threads") = 0);
+    module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),
+               nb::arg("threads") = 0);
 }

@@ -69,9 +69,7 @@ def _counting(b: GraphBuilder, x: ir.Value, axis: int) -> ir.Value:
 
 
 def _rotary(b: GraphBuilder, x: Inputs, a: Mapping[str, Any]) -> list[ir.Value]:
-    return [
-        b.op("RotaryEmbedding", x, num_heads=a["num_heads"], rotary_embedding_dim=_partial(x[0], a), interleaved=0)
-    ]
+    return [b.op("RotaryEmbedding", x, num_heads=a["num_heads"], rotary_embedding_dim=_partial(x[0], a), interleaved=0)]
 
 
 def _partial(x: ir.Value, a: Mapping[str, Any]) -> int:
@@ -97,9 +95,7 @@ def _attention(b: GraphBuilder, x: Inputs, a: Mapping[str, Any]) -> list[ir.Valu
     return [y, present_key, present_value]
 
 
-def _scatter(
-    b: GraphBuilder, past: ir.Value, new: ir.Value, past_lengths: ir.Value, a: Mapping[str, Any]
-) -> ir.Value:
+def _scatter(b: GraphBuilder, past: ir.Value, new: ir.Value, past_lengths: ir.Value, a: Mapping[str, Any]) -> ir.Value:
     rows = _heads(b, new, a["num_kv_heads"], a["head_size"])
     return b.op("TensorScatter", [past, rows, past_lengths], axis=2, mode="linear")
 
@@ -259,7 +255,7 @@ def head_epilogue(b: GraphBuilder, logits: ir.Value, a: Mapping[str, Any]) -> ir
 
 def _pool(b: GraphBuilder, x: Inputs, a: Mapping[str, Any]) -> list[ir.Value]:
     states, lengths = x
-    batch, sequence, width = dims(states)
+    batch, _, width = dims(states)
     if dtype_of(states) != ir.DataType.FLOAT:
         states = b.op("Cast", [states], None, F32, to=ir.DataType.FLOAT)
     match a["kind"]:

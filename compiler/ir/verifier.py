@@ -8,7 +8,7 @@ from trtllm.compiler.ir.dialect import DOMAIN, OPERATORS, attributes_of
 from trtllm.compiler.ir.weights import IR_TYPES, Weight
 from trtllm.errors import GraphError
 
-DOMAINS = ("", DOMAIN, "com.microsoft")
+DOMAINS = ("", DOMAIN, "com.microsoft", "trtllm.cpu")
 
 
 def verify(graph: ir.Graph, *, after: str) -> None:
@@ -41,9 +41,8 @@ def _node_problems(graph: ir.Graph) -> list[str]:
         label = f"{node.op_type} '{node.name}'"
         if node.domain not in DOMAINS:
             problems.append(f"{label} has unknown domain '{node.domain}'")
-        for value in node.inputs:
-            if value is not None and id(value) not in known:
-                problems.append(f"{label} reads '{value.name}' before it is made")
+        unmade = [value for value in node.inputs if value is not None and id(value) not in known]
+        problems += [f"{label} reads '{value.name}' before it is made" for value in unmade]
         if node.domain == DOMAIN:
             problems += _dialect_problems(node, label)
         for value in node.outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def load(engine: Engine, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    _register_operators(options)
     try:
         return onnxruntime.InferenceSession(
             str(engine.path / ENGINE), sess_options=options, providers=["CPUExecutionProvider"]
@@ -107,6 +109,13 @@ def load(engine: Engine, threads: int | None) -> Any:
             f"onnxruntime {onnxruntime.__version__} cannot load {engine.path / ENGINE}: {str(error).splitlines()[0]}",
             f"the engine was built with onnxruntime {engine.manifest.target.version}; install that version or rebuild",
         ) from error
+
+
+def _register_operators(options: Any) -> None:
+    """Makes the project's own kernels known to the session; they lie beside the extension module."""
+    from trtllm import _native
+
+    options.register_custom_ops_library(str(Path(_native.__file__).with_name("libtrtllm_operators.so")))
 
 
 def _check_version(engine: Engine, installed: str) -> None:

@@ -15,6 +15,8 @@ CAPABILITIES = Capabilities(
             "::TensorScatter",
             "com.microsoft::GroupQueryAttention",
             "com.microsoft::MatMulNBits",
+            "trtllm.cpu::CachedAttention",
+            "trtllm.cpu::QuantizedLinear",
             "com.microsoft::MoE",
             "com.microsoft::QMoE",
             "com.microsoft::SkipSimplifiedLayerNormalization",
