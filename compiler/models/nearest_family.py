@@ -12,7 +12,7 @@ from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.compiler.models.context import ModelBuilder
-from trtllm.config import BuildConfig
+from trtllm.config import build_config
 from trtllm.dtypes import DType
 
 _ROTARY_KEYS = ("rope_parameters", "rope_scaling", "partial_rotary_factor")
@@ -71,7 +71,7 @@ def nearest_family(checkpoint: Checkpoint, builders: Mapping[str, Callable[[Any]
 def _compare(
     checkpoint: Checkpoint, present: frozenset[str], name: str, builder: Callable[[Any], Any]
 ) -> Comparison | None:
-    survey = _Survey(checkpoint, BuildConfig(max_seq_len=1, max_input_len=1), DType.FLOAT32)
+    survey = _Survey(checkpoint, build_config({"max_seq_len": 1, "max_input_len": 1}), DType.FLOAT32)
     try:
         builder(survey)
     except Exception:  # a config of another family may break a builder anywhere: then it is not the nearest one
@@ -85,7 +85,7 @@ def _compare(
 
 def _one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in _ROTARY_KEYS}
-    cut = {key: 1 for key in ("num_hidden_layers", "n_layer") if key in config}
+    cut: dict[str, Any] = {key: 1 for key in ("num_hidden_layers", "n_layer") if key in config}
     types = config.get("layer_types")
     return {**config, **cut, **({"layer_types": types[:1]} if isinstance(types, list) else {})}
 
