@@ -99,7 +99,7 @@ def load(engine: Engine, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    _register_operators(options)
+    register_operators(options)
     try:
         return onnxruntime.InferenceSession(
             str(engine.path / ENGINE), sess_options=options, providers=["CPUExecutionProvider"]
@@ -111,7 +111,7 @@ def load(engine: Engine, threads: int | None) -> Any:
         ) from error
 
 
-def _register_operators(options: Any) -> None:
+def register_operators(options: Any) -> None:
     """Makes the project's own kernels known to the session; they lie beside the extension module."""
     from trtllm import _native
 

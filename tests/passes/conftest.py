@@ -18,6 +18,7 @@ from trtllm.compiler.targets.capabilities import Capabilities
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
 from trtllm.passes.base import PassContext
+from trtllm.runtime.sessions.onnxruntime_session import register_operators
 
 NO_OPERATORS = Capabilities("reference", frozenset(), (DType.FLOAT32,), frozenset({"W8A16", "W4A16"}))
 
@@ -82,7 +83,10 @@ def evaluate() -> Callable[[SmallNetwork, Network, Mapping[str, np.ndarray]], li
         InlineDialect().run(copy, PassContext(BuildConfig(), NO_OPERATORS))
         copy.model.opset_imports.pop(DOMAIN, None)
         copy.model.opset_imports["com.microsoft"] = 1
-        session = onnxruntime.InferenceSession(ir.to_proto(copy.model).SerializeToString())
+        copy.model.opset_imports["trtllm.cpu"] = 1
+        options = onnxruntime.SessionOptions()
+        register_operators(options)
+        session = onnxruntime.InferenceSession(ir.to_proto(copy.model).SerializeToString(), options)
         return [np.asarray(result) for result in session.run(None, dict(feeds))]
 
     return run

@@ -46,7 +46,7 @@ def test_gate_and_up_become_one_product_with_the_same_result(small, context, eva
     RemoveDeadCode().run(network, context)
     verify(network.graph, after="pack-gate-up")
     assert operators(network) == ["Linear", "GatedActivation"]
-    assert list(network.graph.initializers)[0] == "mlp.gate_up_proj.weight"
+    assert next(iter(network.graph.initializers)) == "mlp.gate_up_proj.weight"
     np.testing.assert_array_equal(evaluate(small, network, FEED)[0], before[0])
 
 

@@ -6,6 +6,7 @@ import pytest
 from trtllm.checkpoints.quantize import quantize_blocks
 from trtllm.compiler.ir.verifier import verify
 from trtllm.dtypes import DType
+from trtllm.passes.cleanup import RemoveDeadCode
 from trtllm.passes.lower_linear import LowerLinear
 from trtllm.passes.quantize import QuantizeWeights
 
@@ -22,7 +23,7 @@ def layer(small, inputs=64, head=False):
 
 def dequantized(small, bits):
     weight = small.tensors["proj.weight"].read()
-    values, scales = quantize_blocks(weight, bits, 32)
+    values, scales = quantize_blocks(weight, bits, 32, "float16")
     if bits == 4:
         low, high = (values << 4).view(np.int8) >> 4, values.view(np.int8) >> 4
         values = np.stack([low, high], axis=-1).reshape(48, -1)
@@ -45,18 +46,40 @@ def test_the_head_takes_eight_bits_under_a_four_bit_scheme(small, context_for) -
     assert network.graph.initializers["proj.weight_values"].const_value.recipe.bits == 8
 
 
+@pytest.mark.parametrize("operators_of_target", [(), ("trtllm.cpu::QuantizedLinear",)], ids=["MatMulNBits", "own"])
 @pytest.mark.parametrize(("scheme", "bits"), [("W4A16", 4), ("W8A16", 8)])
-def test_the_packed_product_agrees_up_to_its_rounded_activations(small, context_for, evaluate, scheme, bits) -> None:
-    context = context_for(packed=True, quantization=scheme)
+def test_the_packed_product_agrees_up_to_its_rounded_activations(
+    small, context_for, evaluate, operators, scheme, bits, operators_of_target
+) -> None:
+    context = context_for(*operators_of_target, packed=True, quantization=scheme)
     network = layer(small)
     QuantizeWeights().run(network, context)
     LowerLinear().run(network, context)
+    assert ("QuantizedLinear" in operators(network)) == bool(operators_of_target)
     weights = dequantized(small, bits).reshape(48, 64)
     exact = FEED["x"] @ weights.T
-    # accuracy_level 4 rounds each block of 32 activations to int8: an error of at most max|x| / 254 an element
+    # both kernels round each block of 32 activations to int8: an error of at most max|x| / 254 an element
     blocks = np.abs(FEED["x"]).reshape(2, 3, 2, 32).max(-1)
     bound = np.einsum("bsk,nk->bsn", np.repeat(blocks, 32, -1) / 254, np.abs(weights))
     assert (np.abs(evaluate(small, network, FEED)[0] - exact) <= bound + 1e-4).all()
+
+
+def test_a_packed_gate_moves_into_the_product_that_reads_it(small, context_for, evaluate, operators) -> None:
+    context = context_for("trtllm.cpu::QuantizedLinear", packed=True, quantization="W8A16")
+    x = small.b.input("x", DType.FLOAT32, ("batch", "sequence", 64))
+    gated = small.b.dialect("GatedActivation", [x], kind="silu")
+    small.b.output(small.b.dialect("Linear", [gated, small.weight("down", 16, 32)], name="down"), "y")
+    network = small.finish()
+    expected = evaluate(small, network, FEED)[0]
+    QuantizeWeights().run(network, context)
+    LowerLinear().run(network, context)
+    RemoveDeadCode().run(network, context)
+    assert operators(network) == ["QuantizedLinear"]
+    # weights and activations of 8 bits: each product is off by at most 1/254 of its block's largest on either side
+    weight = small.tensors["down"].read()
+    gate = np.abs(FEED["x"][..., :32] / (1 + np.exp(-FEED["x"][..., :32])) * FEED["x"][..., 32:]).max(-1, keepdims=True)
+    bound = 32 * 2.05 / 254 * gate * np.abs(weight).max(-1)
+    assert (np.abs(evaluate(small, network, FEED)[0] - expected) <= bound).all()
 
 
 def test_a_width_that_is_no_multiple_of_the_block_is_kept_and_reported(small, context_for, operators) -> None:

@@ -1,0 +1,25 @@
+"""The C++ kernels against double precision, for every instruction set of this machine, under the sanitizers."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "runtime" / "native"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kernel", ["attention", "quantized_linear"])
+def test_the_kernel_passes_its_own_test_under_the_sanitizers(tmp_path: Path, kernel: str) -> None:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    program = tmp_path / kernel
+    sources = [KERNELS / f"{kernel}.cc", KERNELS / f"{kernel}_test.cc"]
+    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", f"-I{ROOT}", "-pthread"]
+    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
+    result = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
