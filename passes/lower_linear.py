@@ -14,13 +14,6 @@ from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
 
 MICROSOFT = "com.microsoft"
-_ACCURACY_LEVELS = {"decoder": 4, "encoder": 1}
-"""Of MatMulNBits: 4 multiplies by activations rounded to int8, 1 by activations in float32.
-
-A decoder steps one token at a time, where 4 is several times as fast. An embedding is the activations, and rounding
-them costs more than 8-bit weights do (all-MiniLM-L6-v2, 20 texts: lowest cosine 0.9983 with 4, 0.9996 with 1); its
-texts come in batches, where 1 is as fast.
-"""
 CPU = "trtllm.cpu"
 
 
@@ -34,6 +27,10 @@ class LowerLinear(Pass):
                                             or       MatMulNBits(x, V', S')
 
     A target that has Linear itself (a product by a transposed matrix) keeps it; a head becomes one and its epilogue.
+
+    QuantizedLinear and MatMulNBits at accuracy_level 4 multiply by activations rounded to int8, which is several times
+    as fast for one token. An encoder keeps float32 activations (level 1): an embedding is the activations, and rounding
+    them costs more than 8-bit weights do (all-MiniLM-L6-v2, 20 texts: lowest cosine 0.9982 against 0.9996).
     """
 
     name = "lower-linear"
@@ -47,7 +44,7 @@ class LowerLinear(Pass):
             if keeps_linear:
                 y = b.dialect("Linear", node.inputs, name="linear")
             else:
-                y = _product(b, node, context, _ACCURACY_LEVELS[network.info.kind])
+                y = _product(b, node, context, rounds_activations=network.info.kind == "decoder")
             if node.op_type == "LogitsHead":
                 if dtype_of(y) != ir.DataType.FLOAT:
                     y = b.op("Cast", [y], None, DType.FLOAT32, to=ir.DataType.FLOAT)
@@ -56,15 +53,16 @@ class LowerLinear(Pass):
         return len(nodes)
 
 
-def _product(b: GraphBuilder, node: ir.Node, context: PassContext, accuracy: int) -> ir.Value:
+def _product(b: GraphBuilder, node: ir.Node, context: PassContext, *, rounds_activations: bool) -> ir.Value:
     x, matrix = node.inputs[:2]
     assert x is not None and matrix is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     dequantize = matrix.producer()
     if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
-        if context.capabilities.has("QuantizedLinear", CPU) and _is_tileable(x, dequantize):
+        has_kernel = rounds_activations and context.capabilities.has("QuantizedLinear", CPU)
+        if has_kernel and _is_tileable(x, dequantize):
             return _tiled_product(b, node, x, dequantize, bias)
-        return _bits_product(b, x, dequantize, bias, accuracy)
+        return _bits_product(b, x, dequantize, bias, accuracy=4 if rounds_activations else 1)
     weight = weight_of(matrix)
     if weight is not None and len(matrix.uses()) > 1:
         return _shared_product(b, x, matrix, bias)
