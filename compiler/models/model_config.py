@@ -30,7 +30,8 @@ _WITHOUT_EFFECT = frozenset({
     "_attn_implementation_autoset", "unsloth_version", "unsloth_fixed", "max_length", "temperature", "top_k", "top_p",
     "pruned_heads", "cross_attention_hidden_size", "tie_encoder_decoder", "default_theta", "experts_implementation",
     "_experts_implementation", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
-    "ignore_keys_at_rope_validation", "reorder_and_upcast_attn",
+    "ignore_keys_at_rope_validation", "reorder_and_upcast_attn", "is_llama_config",
+    "transformers.js_config",
 })  # fmt: skip
 """Keys that change nothing of what a trained decoder computes (training, generation defaults, bookkeeping)."""
 

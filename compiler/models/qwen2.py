@@ -13,6 +13,7 @@ from trtllm.compiler.network import Network
 def build(m: ModelBuilder) -> Network:
     """transformers' Qwen2ForCausalLM."""
     config, shape = m.config, attention_shape(m.config)
+    config.only("use_mrope", False)
     kind = config.activation("hidden_act", "silu")
     windows = qwen_windows(config)
 

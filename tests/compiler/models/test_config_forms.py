@@ -128,6 +128,7 @@ def test_a_key_that_changes_the_computation_changes_the_graph(
         ("ministral", {"layer_types": ["full_attention"]}, BadInputError, "1 layer_types for 2 layers"),
         ("ministral", {"sliding_window": None}, BadInputError, "sliding_attention layers and no sliding_window"),
         ("mistral", {"sliding_window": 0}, BadInputError, "sliding_window = 0"),
+        ("qwen2", {"use_mrope": True}, UnsupportedModelError, "use_mrope = True"),
         ("qwen2", {"rope_parameters": {"rope_type": "mrope"}}, UnsupportedModelError, "'mrope'"),
         ("gemma2", {"use_bidirectional_attention": True}, UnsupportedModelError, "use_bidirectional_attention = True"),
         ("gemma3", {"use_bidirectional_attention": True}, UnsupportedModelError, "use_bidirectional_attention = True"),
