@@ -36,7 +36,7 @@ def readable(message: str) -> str:
 def logger(trt: Any, log: Log) -> Any:
     """A library logger that writes to `log`."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.min_severity = trt.ILogger.WARNING
@@ -53,7 +53,7 @@ def logger(trt: Any, log: Log) -> Any:
 def monitor(trt: Any, progress: Progress) -> Any:
     """A library progress monitor that reports the steps of the outermost phases."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._remaining: dict[str, int] = {}

@@ -114,20 +114,23 @@ class Emission:
     def _constant_of(self, value: ir.Value, rank: int) -> Any:
         tensor = value.const_value
         assert tensor is not None
-        shape = (1,) * (rank - len(dims(value))) + tuple(int(extent) for extent in dims(value))
+        own = tuple(int(extent) for extent in dims(value))
+        shape = (1,) * (rank - len(own)) + own
         if isinstance(tensor, Weight):
-            # One constant a weight however many read it: a second one would be stored twice.
-            key = ("weight", id(value))
-            if key not in self._constants:
-                own = shape[rank - len(dims(value)) :]
-                self._constants[key] = self._constant(own, tensor.recipe.dtype, self._payload(tensor), value.name or "")
-            whole = self._constants[key]
-            return whole if len(dims(value)) == rank else self.reshaped(whole, shape)
+            whole = self._weight_of(value, tensor, own)
+            return whole if len(own) == rank else self.reshaped(whole, shape)
         key = ("value", id(value), rank)
         if key not in self._constants:
             dtype = DTYPES[dtype_of(value)]
-            array = np.array(tensor.numpy(), dtype=dtype.numpy, order="C")
-            self._constants[key] = self._constant(shape, dtype, array)
+            self._constants[key] = self._constant(shape, dtype, np.array(tensor.numpy(), dtype.numpy, order="C"))
+        return self._constants[key]
+
+    def _weight_of(self, value: ir.Value, weight: Weight, shape: tuple[int, ...]) -> Any:
+        """One constant a weight however many read it: a second one would be stored twice."""
+        key = ("weight", id(value))
+        if key not in self._constants:
+            data = self._payload(weight)
+            self._constants[key] = self._constant(shape, weight.recipe.dtype, data, value.name or "")
         return self._constants[key]
 
     def _constant(self, shape: tuple[int, ...], dtype: DType, data: np.ndarray, weight_name: str = "") -> Any:

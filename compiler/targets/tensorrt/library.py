@@ -107,7 +107,7 @@ def load(flavours: Iterable[Flavour] = FLAVOURS) -> Library:
             raise _broken(flavour, error) from error
         return Library(flavour, module, _checked_version(flavour, str(module.__version__)))
     raise TargetError(
-        "the tensorrt target needs TensorRT-RTX", f"pip install '{RTX.distribution}>={RTX.minimum_version},<2'"
+        "the tensorrt target needs TensorRT-RTX", f"pip install '{RTX.distribution}>={RTX.minimum_version},<1.8'"
     )
 
 

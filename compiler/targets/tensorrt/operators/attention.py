@@ -19,7 +19,9 @@ def attention(e: Emission, node: ir.Node) -> list[Any]:
     The scale goes to the query, never to the whole cache.
     """
     query, key, value, mask = node.inputs[:4]
-    if mask is None or node.attributes.get_int("is_causal", 0) or len(node.outputs) > 1 or query is None:
+    assert query is not None
+    is_causal = node.attributes.get_int("is_causal", 0)
+    if mask is None or is_causal != 0 or len(node.outputs) > 1:
         raise e.refusal("attention must have a mask, and one result")
     scale = e.number(node.attributes["scale"].value, DTYPES[dtype_of(query)], 4)
     scaled = e.binary(e.of(query), scale, "PROD")
