@@ -32,15 +32,19 @@ class LowerMoE(Pass):
 
     def run(self, network: Network, context: PassContext) -> int:
         count = 0
+        reasons: dict[str, int] = {}
         for node in [node for node in network.graph if is_dialect(node, "MoE")]:
             reason = _why_not(node, context)
             if reason:
                 self.miss(context, node, reason)
+                reasons[reason] = reasons.get(reason, 0) + 1
                 continue
             b = builder_before(network, node)
             lower = _plain if weight_of(node.inputs[2]) else _quantized
             replace(node, [lower(b, node, attributes_of(node))])
             count += 1
+        for reason, places in reasons.items():
+            context.notes.append(f"experts of {places} layers all run for every token: {reason}")
         return count
 
 

@@ -107,6 +107,7 @@ def test_a_mixture_that_no_operator_runs_is_left_with_a_reason(
     assert LowerMoE().run(network, context) == 0
     assert operators(network) == ["Linear", "MoE"]
     assert reason in context.near_misses[0].reason
+    assert context.notes == [f"experts of 1 layers all run for every token: {context.near_misses[0].reason}"]
 
 
 def test_gate_and_up_rows_alternate_and_quantization_does_not_see_the_order(small, context_for) -> None:
