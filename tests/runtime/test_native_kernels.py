@@ -19,7 +19,8 @@ def test_the_kernel_passes_its_own_test_under_the_sanitizers(tmp_path: Path, ker
         pytest.skip("no C++ compiler")
     program = tmp_path / kernel
     sources = [KERNELS / f"{kernel}.cc", KERNELS / f"{kernel}_test.cc"]
-    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover", f"-I{ROOT}", "-pthread"]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
+    flags = ["-std=c++20", "-O1", "-g", *sanitizers, f"-I{ROOT}", "-pthread"]
     subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
     result = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
