@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
@@ -85,7 +87,8 @@ def _evaluate(node: ir.Node, values: list[np.ndarray | None]) -> list[np.ndarray
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": 24})
-    names = {value.name: array for value, array in zip(node.inputs, values, strict=True) if value is not None}
+    named = zip(node.inputs, values, strict=True)
+    names: dict[str, Any] = {value.name or "": array for value, array in named if value is not None}
     try:
         return [np.asarray(result) for result in evaluator.run(None, names)]
     except Exception:  # an operator that the evaluator lacks is simply not folded

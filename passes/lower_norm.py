@@ -30,7 +30,7 @@ class LowerAddNorm(Pass):
             shape = dims(node.outputs[0])
             y, _, _, total = b.multi(
                 operator,
-                node.inputs,  # type: ignore[arg-type]
+                node.inputs,
                 [(shape, None), ((1,), None), ((1,), None), (shape, None)],
                 domain="com.microsoft",
                 name="norm",

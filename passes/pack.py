@@ -58,7 +58,7 @@ class PackGateUp(Pass):
                 self.miss(context, node, reason)
                 continue
             packed = _pack(network, [linear for linear in linears if linear is not None], "gate_up")
-            split = packed.uses()[0].node
+            split = next(iter(packed.uses())).node
             b = builder_before(network, node)
             y = b.dialect("GatedActivation", [packed], name="packed", kind=node.attributes["kind"].value)
             replace(node, [y])

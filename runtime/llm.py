@@ -51,9 +51,9 @@ class LLM:
         Raises UsageError for a prompt that is empty or longer than the engine takes.
         """
         single = _is_single(inputs)
-        prompts = [inputs] if single else list(inputs)  # type: ignore[arg-type]
+        prompts: list[Any] = [inputs] if single else list(inputs)
         params = _params_for(prompts, sampling_params)
-        pairs = [self._sequence(prompt, param) for prompt, param in zip(prompts, params, strict=True)]  # type: ignore[arg-type]
+        pairs = [self._sequence(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
         generation.generate(self._live_session(), [sequence for _, sequence in pairs], self._stops)
         outputs = [self._output(text, sequence) for text, sequence in pairs]
         return outputs[0] if single else outputs

@@ -73,7 +73,7 @@ def write_checkpoint(shape: Shape, folder: Path, *, seed: int = 0, shard_bytes: 
     folder.mkdir(parents=True)
     pool = make_pool(seed)
     shards = list(split(shape.tensors(), shard_bytes))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         write_shard(folder / name, tensors, pool)
@@ -119,7 +119,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], pool: np.ndarra
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in tensors.items():
             for piece in pieces(name, prod(shape), pool):
-                written = memoryview(piece).cast("B")
+                written = piece.data.cast("B")
                 while written.nbytes:
                     written = written[file.write(written) :]
 
