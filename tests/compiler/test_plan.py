@@ -14,6 +14,8 @@ from trtllm.config import build_config
 from trtllm.errors import ResourceError
 from trtllm.frontends.detect import open_model
 
+SAVED = 10_000_000
+"""Bytes below the planned peak that smaller chunks can save."""
 MEASURE = """
 import sys, json
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_memory_bounds_the_chunks_and_then_refuses(synthetic_300mb, tmp_path):
 
     unbounded = plan_within(None)
     assert unbounded.chunk_bytes == DEFAULT_CHUNK_BYTES
-    bounded = plan_within(unbounded.peak_memory - 40_000_000)
+    bounded = plan_within(unbounded.peak_memory - SAVED)
     assert bounded.chunk_bytes < DEFAULT_CHUNK_BYTES
     assert bounded.problems == ()
     refused = plan_within(unbounded.resident_memory)
@@ -72,9 +74,10 @@ def test_memory_bounds_the_chunks_and_then_refuses(synthetic_300mb, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantization", "share"), [("W4A16", 1.0), ("", 1.0), ("W4A16", 0.8), ("", 0.8)])
+@pytest.mark.parametrize("is_bounded", [False, True])
+@pytest.mark.parametrize("quantization", ["W4A16", ""])
 def test_the_planned_peak_is_no_less_than_the_measured_one_and_within_a_half(
-    synthetic_300mb, tmp_path, quantization, share
+    synthetic_300mb, tmp_path, quantization, is_bounded
 ):
     def measure(limit: int) -> dict[str, int]:
         output = tmp_path / f"out-{limit}"
@@ -83,8 +86,8 @@ def test_the_planned_peak_is_no_less_than_the_measured_one_and_within_a_half(
         return result
 
     found = measure(0)
-    if share < 1:
-        limit = int(found["planned"] * share)
+    if is_bounded:
+        limit = found["planned"] - SAVED
         found = measure(limit)
         assert found["peak"] <= limit
     assert found["peak"] <= found["planned"] <= 1.5 * found["peak"]
