@@ -186,7 +186,7 @@ class RecipeReader:
         ordered = [kept[row] for row in sorted(kept)]
         if sum(len(piece) for piece in ordered) == recipe.shape[0]:
             whole = np.concatenate(ordered) if len(ordered) > 1 else ordered[0]
-            if stop - start < len(whole):
+            if stop < len(whole):  # the last rows are asked for last: then nothing is kept
                 self._scales[recipe] = {0: whole}
             return whole[start:stop]
         return self._quantize(recipe, start, stop)[1]

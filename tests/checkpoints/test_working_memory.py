@@ -76,6 +76,17 @@ def test_no_chunk_takes_more_than_was_said(name, chunk_bytes):
     assert said.peak <= 5 * max(peak, SMALL_ARRAYS), "a bound far from the truth refuses builds that fit"
 
 
+@pytest.mark.parametrize("chunk_bytes", [64 << 10, 64 << 20])
+def test_scales_are_kept_until_they_were_read_and_no_longer(chunk_bytes):
+    reader = RecipeReader({"w": tensor("w"), "v": tensor("v")}, chunk_bytes=chunk_bytes)
+    for _ in reader.chunks(VALUES):
+        pass
+    assert reader._scales
+    for _ in reader.chunks(QuantizedScales(PACKED, 4, 32, DType.FLOAT16)):
+        pass
+    assert not reader._scales, "a build would hold the scales of every layer"
+
+
 def test_transposing_in_pieces_gives_the_transpose():
     values = np.random.default_rng(0).integers(0, 1 << 15, (ROWS, COLUMNS), dtype=np.uint16).view(DType.BFLOAT16.numpy)
     lazy = FunctionTensor(
