@@ -15,6 +15,7 @@ from measurement import Timing, Workload, time_generation
 ENGINES = {
     "trtllm fp32": ("trtllm", "trtllm-fp32"),
     "trtllm W4A16": ("trtllm", "trtllm-w4a16"),
+    "trtllm W8A16": ("trtllm", "trtllm-w8a16"),
     "llama.cpp F16": ("LlamaCpp", "f16.gguf"),
     "llama.cpp Q4_0": ("LlamaCpp", "q4_0.gguf"),
     "genai fp32": ("Genai", "genai-fp32"),
@@ -39,7 +40,7 @@ def measure_trtllm(engine_dir: Path, workload: Workload) -> Timing:
     """Time our own engine through its public door; a step is the mean of what remains after a prefill-only run."""
     from trtllm import LLM, SamplingParams
 
-    llm = LLM(str(engine_dir))
+    llm = LLM(str(engine_dir), threads=workload.threads)
     first = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
     whole = SamplingParams(max_tokens=workload.new_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
     timing = Timing()

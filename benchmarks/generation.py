@@ -36,7 +36,7 @@ def build_engines(gguf: Path, folder: Path) -> None:
     """Build our own engines from the published GGUF, unless they exist."""
     import trtllm
 
-    for file, quantization in (("trtllm-fp32", None), ("trtllm-w4a16", "W4A16")):
+    for file, quantization in (("trtllm-fp32", None), ("trtllm-w4a16", "W4A16"), ("trtllm-w8a16", "W8A16")):
         if not (folder / file).exists():
             options = {} if quantization is None else {"quantization": quantization}
             trtllm.compile(str(gguf), output_dir=str(folder / file), target="onnxruntime", **options)
