@@ -20,9 +20,9 @@ RECORD_BYTES = 2000
 ALLOCATOR_SLACK = 24 << 20
 """Small arrays, thread stacks and what the allocator keeps."""
 BUILDER_BYTES = 900 << 20
-"""What a builder that holds the weights itself takes beside them: its library and the candidates it times."""
-BUILDER_COPIES = 3
-"""How often such a builder holds the weights: as given, in its own layout, and serialized."""
+"""What a builder that holds the weights itself takes beside them: its library and the candidates it weighs."""
+BUILDER_COPIES = 2
+"""How often such a builder holds the weights: in its own layout, and serialized."""
 RUNTIME_BYTES = 90 << 20
 """A loaded engine's process without weights and cache: Python, numpy, the library."""
 RUNTIME_COPIES = 1.25

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -101,3 +102,15 @@ def synthetic_300mb(synthetic, tmp_path_factory):
     yield folder
     for path in folder.iterdir():
         os.unlink(path)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_layers(synthetic, tmp_path):
+    peaks = []
+    for layers in (2, 16):
+        shape = replace(synthetic.PRESETS["300mb"], num_hidden_layers=layers, vocab_size=512)
+        synthetic.write_checkpoint(shape, tmp_path / f"model-{layers}")
+        arguments = [str(tmp_path / f"model-{layers}"), str(tmp_path / f"out-{layers}"), "W4A16", "0"]
+        measured = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True)
+        peaks.append(json.loads(measured.stdout)["peak"])
+    assert peaks[1] - peaks[0] < 12_000_000, "the graph of 14 layers, not their 130 MB of weights"

@@ -123,3 +123,11 @@ def test_help_loads_no_heavy_library():
 def test_the_command_is_declared():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'trtllm-build = "trtllm.tools.commands.build:main"' in text
+
+
+def test_every_option_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    for parameter in typer.main.get_command(app).params:
+        for name in [*parameter.opts, *parameter.secondary_opts]:
+            if name.startswith("--"):
+                assert f"`{name}" in text, name
