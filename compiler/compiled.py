@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import Weight
-from trtllm.compiler.network import Network
 from trtllm.compiler.targets.table import Target
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType

@@ -14,15 +14,15 @@ from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
 from trtllm.compiler.engine import writing as writing_engine
+from trtllm.compiler.ir.capabilities import Capabilities
+from trtllm.compiler.ir.network import ModelInfo, Network
 from trtllm.compiler.ir.text import dump, network_hash
 from trtllm.compiler.ir.verifier import verify
 from trtllm.compiler.levels import pipeline
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.sentence_files import published_length
 from trtllm.compiler.models.table import builder_for
-from trtllm.compiler.network import ModelInfo, Network
 from trtllm.compiler.plan import BuildLimits, BuildPlan, check_plan, plan_compiled
-from trtllm.compiler.targets.capabilities import Capabilities
 from trtllm.compiler.targets.checks import check_graph, check_options
 from trtllm.compiler.targets.table import target_named
 from trtllm.config import BuildConfig, build_config

@@ -31,7 +31,7 @@ def read_model(model: Any, *, tokenizer: Any = None) -> Checkpoint:
         )
     source = type(model).__name__
     config = {**model.config.to_dict(), "architectures": [source]}
-    text = find_text_config(_with_dtype_names(config), source)
+    text = find_text_config(_with_dtype_names(config, str(model.dtype)), source)
     canonical = canonical_tensors(_weights(model), text.architecture, source)
     found = (
         f"transformers model in memory, {text.architecture}, "
@@ -62,11 +62,17 @@ def _tied_names(model: PreTrainedModel) -> set[str]:
     return set(declared)
 
 
-def _with_dtype_names(config: dict[str, Any]) -> dict[str, Any]:
-    """torch dtypes as their names, as config.json has them."""
-    return {
-        key: str(value).removeprefix("torch.") if "dtype" in key and value else value for key, value in config.items()
-    }
+def _with_dtype_names(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """torch dtypes as their names, as config.json has them; a model that was never saved names none: `dtype` is its."""
+    named: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key == "text_config":
+            named[key] = _with_dtype_names(value, dtype)
+        elif key in ("dtype", "torch_dtype"):
+            named[key] = str(value or dtype).removeprefix("torch.")
+        else:
+            named[key] = value
+    return named
 
 
 def _assets(model: object, tokenizer: Any) -> tuple[dict[str, bytes | Path], tuple[str, ...]]:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import GraphBuilder
-from trtllm.compiler.network import Network
-from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.ir.capabilities import Capabilities
+from trtllm.compiler.ir.network import Network
 from trtllm.config import BuildConfig
 
 

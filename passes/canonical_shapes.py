@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import Dim, dims
-from trtllm.compiler.network import Network
+from trtllm.compiler.ir.network import Network
 from trtllm.passes.base import Pass, PassContext, builder_before, replace
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import Weight
-from trtllm.compiler.network import Network
 from trtllm.passes.base import Pass, PassContext, replace
 
 FOLD_LIMIT = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import DTYPES
-from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before, replace
 

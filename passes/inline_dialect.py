@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trtllm.compiler.ir.dialect import DOMAIN, attributes_of, is_dialect
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.reference import BODIES
-from trtllm.compiler.network import Network
 from trtllm.passes.base import Pass, PassContext, builder_before, replace
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import GraphBuilder, dims
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
-from trtllm.compiler.network import Network
+from trtllm.compiler.ir.network import Network
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
 
@@ -60,7 +60,7 @@ class LowerAttention(Pass):
             self.miss(context, node, "rotation stays outside: the operator takes no such angles or width")
         else:
             query, key = rotation.query, rotation.key
-        packed = _packed(query, key, value)
+        packed = packed_projection(query, key, value)
         if packed is None:
             self.miss(context, node, "query, key and value stay apart: they are not one Split")
         operands = [packed, None, None] if packed is not None else [query, key, value]
@@ -132,7 +132,8 @@ def rotary_table(value: ir.Value | None) -> ir.Value | None:
     return table
 
 
-def _packed(query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value | None:
+def packed_projection(query: ir.Value, key: ir.Value, value: ir.Value | None) -> ir.Value | None:
+    """The value whose Split gives exactly these three, each read once."""
     split = query.producer()
     if split is None or not is_dialect(split, "Split") or list(split.outputs) != [query, key, value]:
         return None

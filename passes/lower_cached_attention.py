@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
-from trtllm.compiler.network import Network
-from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
-from trtllm.passes.lower_attention import rotary_table
+from trtllm.compiler.ir.network import Network
+from trtllm.passes.base import Pass, PassContext, builder_before, replace
+from trtllm.passes.lower_attention import packed_projection, rotary_table
 
 CPU = "trtllm.cpu"
 
@@ -59,7 +59,7 @@ class LowerCachedAttention(Pass):
             return "its angles depend on more than the position"
         if query.tables != key.tables or query.rotary_size != key.rotary_size or query.epsilon != key.epsilon:
             return "query and key are treated differently"
-        packed = _packed(query.source, key.source, node.inputs[2])
+        packed = packed_projection(query.source, key.source, node.inputs[2])
         if packed is None:
             return "query, key and value are not one Split"
         if packed.dtype != ir.DataType.FLOAT:
@@ -104,13 +104,3 @@ def _operand(value: ir.Value | None) -> _Operand | None:
         value = node.inputs[0]
     assert value is not None
     return _Operand(value, norm, epsilon, tables, rotary_size)
-
-
-def _packed(query: ir.Value, key: ir.Value, value: ir.Value | None) -> ir.Value | None:
-    """The value whose Split gives exactly these three, each read once."""
-    split = query.producer()
-    if split is None or not is_dialect(split, "Split") or list(split.outputs) != [query, key, value]:
-        return None
-    if any(only_user(part) is None for part in split.outputs):
-        return None
-    return split.inputs[0]

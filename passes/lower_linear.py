@@ -7,9 +7,9 @@ import onnx_ir as ir
 from trtllm.checkpoints.recipes import Cast, Reshape, TiledScales, TiledValues, Transpose, UnsignedBlocks
 from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
 from trtllm.compiler.ir.dialect import DOMAIN, attributes_of, is_dialect
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.reference import head_epilogue
 from trtllm.compiler.ir.weights import Weight, weight_of
-from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
-from trtllm.compiler.network import Network
+from trtllm.compiler.ir.network import Network
 from trtllm.passes.base import Pass, PassContext, builder_before, replace
 
 _OPERATORS = {"AddRMSNorm": "SkipSimplifiedLayerNormalization", "AddLayerNorm": "SkipLayerNormalization"}

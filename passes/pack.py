@@ -7,8 +7,8 @@ import onnx_ir as ir
 from trtllm.checkpoints.recipes import Concat, Recipe
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import is_dialect
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import weight_of
-from trtllm.compiler.network import Network
 from trtllm.passes.base import Pass, PassContext, builder_before, only_user, replace
 
 

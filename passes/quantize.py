@@ -7,8 +7,8 @@ import onnx_ir as ir
 from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Stack
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
-from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before
 from trtllm.quantization import SCHEMES, WeightOnly

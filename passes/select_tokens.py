@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtllm.compiler.ir.dialect import is_dialect
-from trtllm.compiler.network import Network
+from trtllm.compiler.ir.network import Network
 from trtllm.passes.base import Pass, PassContext, builder_before
 
 

@@ -17,7 +17,7 @@ FLOORS = {
     "trtllm.plugins": 1,
     "trtllm.frontends": 2,
     "trtllm.passes": 2,
-    "trtllm.compiler": 3,  # network.py, engine.py, targets/
+    "trtllm.compiler": 3,  # engine.py, targets/
     "trtllm.compiler.models": 4,
     "trtllm.runtime": 4,
     "trtllm.compiler.pipeline": 5,
@@ -28,9 +28,6 @@ STRANGERS = {
     "trtllm.runtime": ("trtllm.compiler.models", "trtllm.compiler.pipeline", "trtllm.passes", "trtllm.frontends"),
     "trtllm.checkpoints": ("trtllm.compiler.ir", "trtllm.plugins"),
 }
-# Records that builders, passes and targets hand each other: the graph's, and what a target can do. They import only
-# compiler.ir and below.
-SHARED = {"trtllm.compiler.network": 1, "trtllm.compiler.targets.capabilities": 1}
 # Foreign library -> the only rooms that import it.
 LIBRARY_ROOMS = {
     "onnxruntime": ("trtllm.runtime", "trtllm.compiler.targets.onnxruntime"),
@@ -71,8 +68,7 @@ def _within(name: str, prefix: str) -> bool:
 
 
 def _floor(name: str) -> int:
-    prefixes = [prefix for prefix in FLOORS | SHARED if _within(name, prefix)]
-    return (FLOORS | SHARED)[max(prefixes, key=len)]
+    return FLOORS[max((prefix for prefix in FLOORS if _within(name, prefix)), key=len)]
 
 
 def _sources() -> list[Path]:

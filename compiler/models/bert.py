@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Reshape, Slice
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.encoder import EncoderInputs, EncoderShape, encoder_inputs, finish_encoder
-from trtllm.compiler.network import Network
 from trtllm.dtypes import DType
 
 

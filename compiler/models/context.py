@@ -13,9 +13,9 @@ from trtllm.checkpoints.checkpoint import Checkpoint, TensorSpec
 from trtllm.checkpoints.recipes import Affine, Cast, Recipe, Source
 from trtllm.compiler.ir.builder import OPSET, GraphBuilder
 from trtllm.compiler.ir.dialect import DOMAIN
+from trtllm.compiler.ir.network import CacheLayer, ModelInfo, Network
 from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.compiler.models.rotary import Rotary, RotaryConfig
-from trtllm.compiler.network import CacheLayer, ModelInfo, Network
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import dims
+from trtllm.compiler.ir.network import CacheLayer, Network
 from trtllm.compiler.models.context import DecoderInputs, ModelBuilder
 from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.compiler.models.rotary import RotaryConfig, rotary_config
-from trtllm.compiler.network import CacheLayer, Network
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import ModelInfo, Network
 from trtllm.compiler.models.context import IR_VERSION, ModelBuilder
 from trtllm.compiler.models.pooling import pooling_of
-from trtllm.compiler.network import ModelInfo, Network
 from trtllm.dtypes import DType
 
 

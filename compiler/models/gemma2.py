@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import DecoderInputs, ModelBuilder
 from trtllm.compiler.models.decoder import (
     AttentionShape,
@@ -18,7 +19,6 @@ from trtllm.compiler.models.decoder import (
 )
 from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.compiler.models.rotary import RotaryConfig, rotary_config
-from trtllm.compiler.network import Network
 
 NORM_OFFSET = 1.0
 """Gemma's norms multiply by 1 + weight."""

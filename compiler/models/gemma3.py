@@ -7,12 +7,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import HeadNorm, LayerContext, self_attention
 from trtllm.compiler.models.gemma2 import NORM_OFFSET, gemma_attention_shape, sandwich_decoder
 from trtllm.compiler.models.model_config import ModelConfig
 from trtllm.compiler.models.rotary import RotaryConfig, rotary_config
-from trtllm.compiler.network import Network
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _THETA = {_FULL: ("rope_theta", 1e6), _SLIDING: ("rope_local_base_freq", 1e4)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Transpose
+from trtllm.compiler.ir.network import CacheLayer, Network
 from trtllm.compiler.models.context import DecoderInputs, ModelBuilder
-from trtllm.compiler.network import CacheLayer, Network
 
 
 def build(m: ModelBuilder) -> Network:

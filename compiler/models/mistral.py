@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import LayerContext, attention_shape, gated_mlp, pre_norm_decoder, self_attention
-from trtllm.compiler.network import Network
 
 
 def build(m: ModelBuilder) -> Network:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import LayerContext, attention_shape, pre_norm_decoder, self_attention
 from trtllm.compiler.models.experts import Mixture, mixture_of_experts
 from trtllm.compiler.models.rotary import rotary_config
-from trtllm.compiler.network import Network
 
 
 def build(m: ModelBuilder) -> Network:

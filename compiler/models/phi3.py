@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import LayerContext, attention_shape, pre_norm_decoder, rotary_attention
 from trtllm.compiler.models.rotary import rotary_config
-from trtllm.compiler.network import Network
 
 _ORIGINAL_POSITIONS = 4096
 """What an absent original_max_position_embeddings means to transformers' Phi3Config."""

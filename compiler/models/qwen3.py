@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import (
     HeadNorm,
@@ -14,7 +15,6 @@ from trtllm.compiler.models.decoder import (
     self_attention,
 )
 from trtllm.compiler.models.qwen2 import qwen_windows
-from trtllm.compiler.network import Network
 
 
 def build(m: ModelBuilder) -> Network:

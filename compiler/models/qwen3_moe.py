@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.decoder import (
     HeadNorm,
@@ -15,7 +16,6 @@ from trtllm.compiler.models.decoder import (
 )
 from trtllm.compiler.models.experts import Mixture, mixture_of_experts
 from trtllm.compiler.models.model_config import ModelConfig
-from trtllm.compiler.network import Network
 
 
 def build(m: ModelBuilder) -> Network:

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Callable, Mapping
 
 from trtllm.checkpoints.checkpoint import Checkpoint
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.nearest_family import nearest_family
-from trtllm.compiler.network import Network
 from trtllm.errors import UnsupportedModelError
 
 Builder = Callable[[ModelBuilder], Network]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
+from trtllm.compiler.ir.capabilities import TARGET_OPTIONS, Capabilities
 from trtllm.compiler.ir.weights import DTYPES
-from trtllm.compiler.targets.capabilities import TARGET_OPTIONS, Capabilities
 from trtllm.config import BuildConfig
 from trtllm.errors import UnsupportedModelError, UsageError
 

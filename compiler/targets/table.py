@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.ir.capabilities import Capabilities
 
 TARGETS: Mapping[str, str] = {
     "onnxruntime": "trtllm.compiler.targets.onnxruntime",

@@ -1,14 +1,16 @@
 // The loops of quantized_linear.h, chosen when the library loads: AVX-512 VNNI, AVX2, or portable C++.
 #include "runtime/native/quantized_linear.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+
 #define VNNI_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define AVX2_TARGET __attribute__((target("avx2,fma,f16c")))
+#endif
 
 namespace trtllm {
 namespace {
@@ -49,6 +51,7 @@ std::int32_t round_block(const float *x, std::int8_t *values, float *scale) {
     return sum;
 }
 
+#if defined(__x86_64__)
 AVX2_TARGET std::int32_t round_block_avx2(const float *x, std::int8_t *values, float *scale) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 parts[4], largest = _mm256_setzero_ps();
@@ -99,6 +102,8 @@ AVX2_TARGET void gate_block_silu_avx2(const float *gate, const float *up, float 
     }
 }
 
+#endif
+
 void gate_block(const float *gate, const float *up, Gate kind, float *result) {
     for (int i = 0; i < block_length; ++i) result[i] = gated(gate[i], kind) * up[i];
 }
@@ -131,6 +136,7 @@ void multiply_portable(const TiledWeight &w, const RoundedRows &a, std::int64_t 
     }
 }
 
+#if defined(__x86_64__)
 // ---- AVX2: a tile as two halves of eight outputs
 
 // Sums u8 * s8 products of four neighbours into 32-bit lanes. 4-bit weights (at most 15) cannot overflow 16 bits.
@@ -314,49 +320,67 @@ bool has_vnni() {
 }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
+#endif
 
 }  // namespace
 
 InstructionSet best_instruction_set() {
+#if defined(__x86_64__)
     static const InstructionSet best = has_vnni()   ? InstructionSet::avx512_vnni
                                        : has_avx2() ? InstructionSet::avx2
                                                     : InstructionSet::portable;
     return best;
+#else
+    return InstructionSet::portable;
+#endif
 }
+
+namespace {
+
+void gate_values(const float *gate, const float *up, Gate kind, float *result, [[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__)
+    if (kind == Gate::silu && set != InstructionSet::portable) return gate_block_silu_avx2(gate, up, result);
+#endif
+    gate_block(gate, up, kind, result);
+}
+
+std::int32_t round_values(const float *x, std::int8_t *values, float *scale, [[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__)
+    if (set != InstructionSet::portable) return round_block_avx2(x, values, scale);
+#endif
+    return round_block(x, values, scale);
+}
+
+}  // namespace
 
 void round_row(const float *x, const TiledWeight &weight, Gate gate, const RoundedRows &rounded, std::int64_t row,
                InstructionSet set) {
-    const bool use_avx2 = set != InstructionSet::portable;
     const std::int64_t blocks = weight.blocks();
     const std::int32_t zero_point = weight.bits == 4 ? 8 : 128;
     float gated_values[block_length];
     for (std::int64_t block = 0; block < blocks; ++block) {
         const float *source = x + block * block_length;
-        if (gate == Gate::silu && use_avx2) {
-            gate_block_silu_avx2(source, source + weight.inputs, gated_values);
-        } else if (gate != Gate::none) {
-            gate_block(source, source + weight.inputs, gate, gated_values);
+        if (gate != Gate::none) {
+            gate_values(source, source + weight.inputs, gate, gated_values, set);
+            source = gated_values;
         }
-        if (gate != Gate::none) source = gated_values;
         std::int8_t *values = rounded.values + row * weight.inputs + block * block_length;
-        float *scale = rounded.scales + row * blocks + block;
-        const std::int32_t sum = use_avx2 ? round_block_avx2(source, values, scale) : round_block(source, values, scale);
+        const std::int32_t sum = round_values(source, values, rounded.scales + row * blocks + block, set);
         rounded.corrections[row * blocks + block] = -zero_point * sum;
     }
 }
 
 void multiply_tiles(const TiledWeight &weight, const RoundedRows &rounded, std::int64_t first, std::int64_t last,
-                    float *y, InstructionSet set) {
-    switch (set) {
-        case InstructionSet::avx512_vnni:
-            return weight.bits == 4 ? multiply_vnni<4>(weight, rounded, first, last, y)
-                                    : multiply_vnni<8>(weight, rounded, first, last, y);
-        case InstructionSet::avx2:
-            return weight.bits == 4 ? multiply_avx2<4>(weight, rounded, first, last, y)
-                                    : multiply_avx2<8>(weight, rounded, first, last, y);
-        default: return multiply_portable(weight, rounded, first, last, y);
-    }
+                    float *y, [[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__)
+    if (set == InstructionSet::avx512_vnni)
+        return weight.bits == 4 ? multiply_vnni<4>(weight, rounded, first, last, y)
+                                : multiply_vnni<8>(weight, rounded, first, last, y);
+    if (set == InstructionSet::avx2)
+        return weight.bits == 4 ? multiply_avx2<4>(weight, rounded, first, last, y)
+                                : multiply_avx2<8>(weight, rounded, first, last, y);
+#endif
+    multiply_portable(weight, rounded, first, last, y);
 }
 
 }  // namespace trtllm

@@ -115,7 +115,12 @@ def register_operators(options: Any) -> None:
     """Makes the project's own kernels known to the session; they lie beside the extension module."""
     from trtllm import _native
 
-    options.register_custom_ops_library(str(Path(_native.__file__).with_name("libtrtllm_operators.so")))
+    library = next(Path(_native.__file__).parent.glob("libtrtllm_operators.*"), None)
+    if library is None:
+        raise TargetError(
+            f"the CPU kernels are missing beside {_native.__file__}", "reinstall the package: it compiles them"
+        )
+    options.register_custom_ops_library(str(library))
 
 
 def _check_version(engine: Engine, installed: str) -> None:

@@ -10,11 +10,11 @@ from trtllm.checkpoints.checkpoint import FunctionTensor, TensorSpec
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Source
 from trtllm.compiler.ir.builder import OPSET, GraphBuilder
+from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.dialect import DOMAIN
+from trtllm.compiler.ir.network import ModelInfo, Network
 from trtllm.compiler.ir.verifier import verify
 from trtllm.compiler.ir.weights import Weight
-from trtllm.compiler.network import ModelInfo, Network
-from trtllm.compiler.targets.capabilities import Capabilities
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
 from trtllm.passes.base import PassContext

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtllm.compiler.targets.capabilities import Capabilities
+from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.dtypes import DType
 
 CAPABILITIES = Capabilities(

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.engine import ENGINE, WEIGHTS, EngineWriter, TargetEntry
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import Weight
-from trtllm.compiler.network import Network
 from trtllm.compiler.targets.emitted import Emitted
 from trtllm.compiler.targets.weights_file import in_file_order, layout, write_weights
 from trtllm.config import BuildConfig

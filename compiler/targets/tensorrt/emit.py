@@ -15,8 +15,8 @@ import onnx_ir as ir
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.engine import ENGINE, EngineWriter, ProfileEntry, TargetEntry
 from trtllm.compiler.ir.builder import dims, dtype_of
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import DTYPES, Weight
-from trtllm.compiler.network import Network
 from trtllm.compiler.targets.emitted import Emitted
 from trtllm.compiler.targets.tensorrt.diagnostics import STAGE, Log, logger, monitor
 from trtllm.compiler.targets.tensorrt.emission import Emission

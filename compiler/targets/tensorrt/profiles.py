@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtllm.compiler.engine import ProfileEntry
 from trtllm.compiler.ir.builder import dims
-from trtllm.compiler.network import ModelInfo
+from trtllm.compiler.ir.network import ModelInfo
 from trtllm.config import BuildConfig
 
 SYMBOLS = ("batch", "sequence")

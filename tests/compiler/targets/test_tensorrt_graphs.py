@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.dialect import DOMAIN
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.models.table import ARCHITECTURES
-from trtllm.compiler.network import Network
 from trtllm.compiler.pipeline import compile_network, read_model
-from trtllm.compiler.targets.capabilities import Capabilities
 from trtllm.config import BuildConfig, build_config
 from trtllm.dtypes import DType
 from trtllm.passes.base import PassContext

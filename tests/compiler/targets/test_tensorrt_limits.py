@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from trtllm.compiler.ir.builder import OPSET, GraphBuilder
-from trtllm.compiler.network import CacheLayer, ModelInfo
+from trtllm.compiler.ir.network import CacheLayer, ModelInfo
 from trtllm.compiler.targets.checks import check_graph, check_options
 from trtllm.compiler.targets.onnxruntime.capabilities import CAPABILITIES as ONNXRUNTIME
 from trtllm.compiler.targets.tensorrt import library
