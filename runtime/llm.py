@@ -34,7 +34,7 @@ class LLM:
         self.engine = model if isinstance(model, Engine) else open_engine(model, verify=verify)
         if self.engine.config["model"]["kind"] != "decoder":
             raise UsageError(
-                f"{self.engine.path} is an encoder, which does not generate", "use trtllm.runtime.embedder.Embedder"
+                f"{self.engine.path} is an encoder, which does not generate", "use trtllm.Embedder on it"
             )
         self.tokenizer = Tokenizer.from_directory(self.engine.path)
         self._session: Any = open_session(self.engine, threads=threads)
