@@ -322,7 +322,8 @@ def command(model: Path, output: Path) -> list[str]:
 def slow_build(model, tmp_path):
     """A started build that hangs in the middle of its weights."""
     (tmp_path / "slow.py").write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background ignores it\n"
         "from trtllm.checkpoints.evaluation import RecipeReader\n"
         "from trtllm.tools.commands.build import main\n"
         "chunks = RecipeReader.chunks\n"
