@@ -33,9 +33,7 @@ class LLM:
     def __init__(self, model: str | Path | Engine, *, threads: int | None = None, verify: bool = True) -> None:
         self.engine = model if isinstance(model, Engine) else open_engine(model, verify=verify)
         if self.engine.config["model"]["kind"] != "decoder":
-            raise UsageError(
-                f"{self.engine.path} is an encoder, which does not generate", "use trtllm.Embedder on it"
-            )
+            raise UsageError(f"{self.engine.path} is an encoder, which does not generate", "use trtllm.Embedder on it")
         self.tokenizer = Tokenizer.from_directory(self.engine.path)
         self._session: Any = open_session(self.engine, threads=threads)
         self._request_count = 0
