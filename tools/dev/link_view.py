@@ -22,7 +22,7 @@ SKIPPED = {"__pycache__", "native"}
 
 
 def declared_packages() -> dict[str, str]:
-    """Package path -> folder, the root first. Read by hand: Python 3.10 has no tomllib."""
+    """Package path -> folder, the root first. Read by hand, in the order written."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     roots = {package: folder for folder, package in _pairs(text, ROOT_TABLE)}
     return roots | dict(_pairs(text, FOLDER_TABLE))
