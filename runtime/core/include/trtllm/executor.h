@@ -176,6 +176,7 @@ struct ExecutorConfig {
     std::int64_t iter_stats_max_iterations = 1000;
     std::int64_t request_stats_max_iterations = 0;
     std::int64_t perf_trace_max_events = 0;  // 0: no trace
+    std::int64_t max_pending_responses = 65536;  // while more of them wait to be fetched, the engine rests
     BatchedLogitsProcessor batched_logits_processor;
     std::optional<NgramConfig> ngram;
     std::shared_ptr<DraftProposer> draft_proposer;  // instead of ngram
@@ -196,7 +197,7 @@ public:
     RequestId enqueue(Request request);
     // Blocks until there is a response, until the timeout, or until shutdown has delivered the last one. In order.
     std::vector<Response> await_responses(std::chrono::milliseconds timeout);
-    // Responses that wait to be fetched. While more than `max_pending_responses` do, no new request is started.
+    // Responses that wait to be fetched.
     std::size_t num_responses_ready() const;
     // Ends a request as it stands; its last response says so. Unknown and finished ids are ignored.
     void cancel(RequestId id);

@@ -28,6 +28,7 @@ struct SessionInfo {
     std::int32_t max_seq_len = 0;     // tokens of one sequence, prompt and output together
     std::int32_t max_batch_size = 0;  // rows of a step
     std::int32_t max_num_tokens = 0;  // tokens of a step
+    bool gathers_all_logits = true;   // false: logits exist of a row's last token only
     CacheShape cache;
 };
 
