@@ -147,8 +147,10 @@ class LLM:
             if isinstance(sequence.stop_reason, str):
                 end = text.index(sequence.stop_reason)
                 text = text[: end + (len(sequence.stop_reason) if params.include_stop_str_in_output else 0)]
-        completion = CompletionOutput(0, text, sequence.tokens, sequence.finish_reason, sequence.stop_reason)
-        return RequestOutput(self._request_count, prompt, sequence.prompt, [completion])
+        completion = CompletionOutput(
+            0, text, sequence.tokens, finish_reason=sequence.finish_reason, stop_reason=sequence.stop_reason
+        )
+        return RequestOutput(self._request_count, prompt, sequence.prompt, [completion], finished=True)
 
 
 def _is_single(inputs: Any) -> bool:

@@ -5,7 +5,8 @@ It needs the `tokenizers` and `jinja2` packages alone and gives what transformer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,38 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError):  # the library cannot take a lone surrogate
             raise UsageError("a text is not valid Unicode: it holds half of a surrogate pair", "repair it") from None
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`. Raises UsageError for an id that is no count; ids beyond the vocabulary give nothing."""
+    def decode(
+        self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
+    ) -> str:
+        """The text of `ids`. Raises UsageError for an id that is no count; ids beyond the vocabulary give nothing.
+
+        Without `spaces_between_special_tokens`, special tokens that are shown stand directly beside their neighbours,
+        also where the tokenizer puts a space between tokens.
+        """
+        if skip_special_tokens or spaces_between_special_tokens:
+            text = self.decode_raw(ids, skip_special_tokens=skip_special_tokens)
+        else:
+            text = "".join(self._parts_between_special_tokens(ids))
+        return clean_up(text) if self.cleans_up_spaces else text
+
+    def decode_raw(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids` before spaces are cleaned up."""
         try:
             text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError):
             raise UsageError(f"cannot decode {str(list(ids))[:60]}", "token ids are integers from 0 on") from None
-        if self._cleans_up:
-            for spaced, joined in _CLEANED_UP:
-                text = text.replace(spaced, joined)
         return text
+
+    def _parts_between_special_tokens(self, ids: Sequence[int]) -> Iterator[str]:
+        plain: list[int] = []
+        for token_id in ids:
+            if token_id not in self.special_token_ids:
+                plain.append(token_id)
+                continue
+            yield self.decode_raw(plain)
+            yield self.id_to_token(token_id) or ""
+            plain = []
+        yield self.decode_raw(plain)
 
     def apply_chat_template(
         self,
@@ -110,6 +133,28 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it; None for an id beyond the vocabulary."""
+        found: str | None = self._backend.id_to_token(token_id)
+        return found
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids of the tokens that `skip_special_tokens` leaves out."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def decoder_kinds(self) -> tuple[str, ...]:
+        """The steps that make text of tokens, by type ("ByteLevel", "Fuse", ...); none where tokens are just joined."""
+        decoder = self._backend.decoder
+        return () if decoder is None else _step_types(json.loads(decoder.__getstate__()))
+
+    @property
+    def vocabulary_file(self) -> Path | None:
+        """tokenizer.json"""
+        return self._files.vocabulary
+
     def _ids_of(self, role: str) -> tuple[int, ...]:
         token = self._files.special_tokens.get(role)
         if token is None or not self.has_vocabulary:
@@ -118,7 +163,7 @@ class Tokenizer:
         return () if found is None else (found,)
 
     @cached_property
-    def _cleans_up(self) -> bool:
+    def cleans_up_spaces(self) -> bool:
         """Clean-up was made for wordpieces; transformers ignores the flag for BPE, where it would corrupt the text."""
         return self._files.cleans_up_spaces and type(self._backend.model).__name__ != "BPE"
 
@@ -149,3 +194,16 @@ class Tokenizer:
         plain = [token for token in self._files.special_tokens.values() if token not in added]
         known = [token for token in dict.fromkeys(plain) if backend.token_to_id(token) is not None]
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
+
+
+def clean_up(text: str) -> str:
+    """`text` without the spaces before punctuation that joining wordpieces leaves, as transformers removes them."""
+    for spaced, joined in _CLEANED_UP:
+        text = text.replace(spaced, joined)
+    return text
+
+
+def _step_types(state: Mapping[str, Any]) -> tuple[str, ...]:
+    if state["type"] == "Sequence":
+        return tuple(kind for step in state["decoders"] for kind in _step_types(step))
+    return (str(state["type"]),)

@@ -118,7 +118,7 @@ def test_a_prompt_that_cannot_be_served_is_refused(llm: LLM, prompt: Any, says: 
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+    "values", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.1}]
 )
 def test_sampling_params_out_of_range_are_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
