@@ -1,11 +1,14 @@
 // The attention kernels, written once over vectors of ATTENTION_LANES floats; the file includes itself once for each
-// width. A task is one (batch row, key-value head, run of new tokens); all query heads of the group share the loads of
-// keys and values, and the softmax runs online over tiles of keys.
+// width. A task is one (row, key-value head, tile of new tokens, range of keys); all query heads of the group share the
+// loads of keys and values, and the softmax runs online over tiles of keys. Tiles begin at the same keys however the
+// cache is cut into blocks, so that the results do not depend on it.
 //   few query rows (decode):  scores [row, key] as dot products, one vector of keys at a time
 //   many query rows (prefill): scores [key, row] = K x Q^T, so that a lane is a query row and nothing is summed sideways
 #ifndef ATTENTION_LANES
 
 #include "attention.h"
+
+#include "attention_tiles.h"
 
 #include <algorithm>
 #include <cfloat>
@@ -18,37 +21,22 @@
 namespace trtllm {
 namespace {
 
-constexpr int64_t kTileRows = 48;    // query rows of a prefill tile
-constexpr int64_t kDirectRows = 8;   // up to here the scores are dot products
-constexpr int64_t kDirectKeys = 256;
-constexpr int64_t kPackedKeys = 64;
-constexpr int64_t kMostLanes = 16;
+// Cached keys that follow each other in memory, or the values of the same tokens.
+struct Span {
+  const float* data;
+  int64_t tokens;
+};
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-int64_t group_size(const AttentionShape& shape) { return shape.num_heads / shape.num_kv_heads; }
-
-int64_t tile_positions(const AttentionShape& shape) { return std::max<int64_t>(1, kTileRows / group_size(shape)); }
-
-int64_t padded_rows(const AttentionShape& shape) {
-  const int64_t positions = std::min(tile_positions(shape), shape.sequence);
-  return round_up(positions * group_size(shape), kMostLanes);
-}
-
-// One task's corner of the arrays.
-struct Task {
-  int64_t batch, kv_head;
-  int64_t begin, end;   // new tokens of this task, padding included
-  int64_t valid;        // new tokens of the batch row
-  int64_t past;
-  float* keys;          // [T, D]
-  float* values;        // [T, D]
+// The spans of a tile of keys.
+struct Spans {
+  Span keys[kDirectKeys], values[kDirectKeys];
+  int64_t count;
 };
 
 // A task's scratch, cut up.
 struct Scratch {
   float* queries;      // [rows, D] or [D, padded rows]
-  float* scores;       // [rows, kDirectKeys] or [kPackedKeys, padded rows]
+  float* scores;       // [rows, kScoreStride] or [kPackedKeys, padded rows]
   float* totals;       // [rows, D]: the output before its division by sums
   float* staging;      // [kMostLanes, D]
   float* maxima;       // [padded rows], and so the rest
@@ -57,20 +45,13 @@ struct Scratch {
   float* positions;    // of each row, counted from the first key of the tile of keys
 };
 
-size_t scratch_floats(const AttentionShape& shape) {
-  const int64_t rows = padded_rows(shape);
-  const int64_t scores = std::max(kPackedKeys * rows, kDirectKeys * kDirectRows);
-  return static_cast<size_t>(scores + (2 * rows + kMostLanes) * round_up(shape.head_size, kMostLanes) + 4 * rows +
-                             kMostLanes);
-}
-
-Scratch cut_scratch(const AttentionShape& shape, float* memory) {
-  const int64_t rows = padded_rows(shape), size = round_up(shape.head_size, kMostLanes);
+Scratch cut_scratch(const AttentionPlan& plan, const AttentionShape& shape, float* memory) {
+  const int64_t rows = plan.tile_rows, size = round_up(shape.head_size, kMostLanes);
   float* next = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
   const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
   Scratch scratch;
   scratch.queries = take(rows * size);
-  scratch.scores = take(std::max(kPackedKeys * rows, kDirectKeys * kDirectRows));
+  scratch.scores = take(std::max(kPackedKeys * rows, kScoreStride * kDirectRows));
   scratch.totals = take(rows * size);
   scratch.staging = take(kMostLanes * size);
   scratch.maxima = take(rows);
@@ -80,30 +61,39 @@ Scratch cut_scratch(const AttentionShape& shape, float* memory) {
   return scratch;
 }
 
-// Later chunks see more keys, so they come first.
-Task find_task(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays, int64_t index) {
-  const int64_t chunks = (shape.sequence + plan.chunk - 1) / plan.chunk;
-  const int64_t slot = index / chunks, chunk = chunks - 1 - index % chunks;
-  Task task;
-  task.batch = slot / shape.num_kv_heads;
-  task.kv_head = slot % shape.num_kv_heads;
-  task.begin = chunk * plan.chunk;
-  task.end = std::min(shape.sequence, task.begin + plan.chunk);
-  task.valid = std::min(arrays.lengths[task.batch], shape.sequence);
-  task.past = arrays.past_lengths[task.batch];
-  task.keys = arrays.key_cache + slot * shape.capacity * shape.head_size;
-  task.values = arrays.value_cache + slot * shape.capacity * shape.head_size;
-  return task;
+// Where the head's row of the token at `position` lies in the key cache and in the value cache.
+int64_t cache_offset(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
+                     int64_t position) {
+  const int64_t block = arrays.block_table[task.row * shape.max_blocks + position / shape.tokens_per_block];
+  const int64_t row = (block * shape.num_kv_heads + task.kv_head) * shape.tokens_per_block;
+  return (row + position % shape.tokens_per_block) * shape.head_size;
 }
 
-const float* new_token(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task, int64_t token) {
+// Keys first .. first + count - 1, of which there are at most kDirectKeys.
+void find_spans(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task, int64_t first,
+                int64_t count, Spans& spans) {
+  spans.count = 0;
+  for (int64_t tokens; count > 0; first += tokens, count -= tokens) {
+    tokens = std::min(count, shape.tokens_per_block - first % shape.tokens_per_block);
+    const int64_t offset = cache_offset(shape, arrays, task, first);
+    spans.keys[spans.count] = {arrays.key_cache + offset, tokens};
+    spans.values[spans.count++] = {arrays.value_cache + offset, tokens};
+  }
+}
+
+// Keys of the tile that begins at `key`; later tiles begin at multiples of `most`.
+int64_t tile_keys(const AttentionTask& task, int64_t key, int64_t most) {
+  return std::min(most - key % most, task.key_end - key);
+}
+
+const float* new_token(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
+                       int64_t token) {
   const int64_t width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size;
-  return arrays.qkv + (task.batch * shape.sequence + token) * width;
+  return arrays.qkv + (task.start + token) * width;
 }
 
-float* output_head(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task, int64_t token) {
-  const int64_t row = task.batch * shape.sequence + token;
-  return arrays.output + (row * shape.num_heads + task.kv_head * group_size(shape)) * shape.head_size;
+float* output_head(const AttentionShape& shape, const AttentionArrays& arrays, int64_t packed_token, int64_t kv_head) {
+  return arrays.output + (packed_token * shape.num_heads + kv_head * group_size(shape)) * shape.head_size;
 }
 
 }  // namespace
@@ -133,8 +123,9 @@ namespace {
 
 struct KernelSet {
   int64_t lanes;
-  void (*append)(const AttentionShape&, const AttentionArrays&, const Task&);
-  void (*attend)(const AttentionShape&, const AttentionArrays&, const Task&, const Scratch&);
+  void (*append)(const AttentionShape&, const AttentionArrays&, const AttentionTask&);
+  void (*attend)(const AttentionPlan&, const AttentionShape&, const AttentionArrays&, const AttentionTask&,
+                 const Scratch&, float* partials);
 };
 
 constexpr KernelSet kKernelSets[] = {
@@ -162,6 +153,8 @@ const KernelSet& kernels_of(int64_t lanes) {
   __builtin_unreachable();
 }
 
+}  // namespace
+
 int64_t choose_lanes(int64_t head_size, int64_t most_lanes) {
   for (const KernelSet& kernels : kKernelSets)
     if (kernels.lanes <= most_lanes && head_size % kernels.lanes == 0 && machine_has(kernels.lanes))
@@ -169,37 +162,38 @@ int64_t choose_lanes(int64_t head_size, int64_t most_lanes) {
   return 1;
 }
 
-// Whole batch rows when there are enough of them to share out evenly: then no task waits for another's keys.
-int64_t choose_chunk(const AttentionShape& shape, int threads) {
-  const int64_t slots = shape.batch * shape.num_kv_heads;
-  const bool whole = threads <= 1 || slots >= 8 * threads || shape.sequence <= tile_positions(shape);
-  return whole ? std::max<int64_t>(1, shape.sequence) : tile_positions(shape);
-}
-
-}  // namespace
-
-AttentionPlan plan_attention(const AttentionShape& shape, int threads, int64_t most_lanes) {
-  AttentionPlan plan;
-  plan.chunk = choose_chunk(shape, threads);
-  const int64_t chunks = (shape.sequence + plan.chunk - 1) / plan.chunk;
-  plan.tasks = shape.batch * shape.num_kv_heads * chunks;
-  plan.append_first = chunks > 1;
-  plan.scratch_floats = scratch_floats(shape);
-  plan.lanes = choose_lanes(shape.head_size, most_lanes);
-  return plan;
-}
-
 void attention_append(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays,
-                      int64_t task) {
-  kernels_of(plan.lanes).append(shape, arrays, find_task(plan, shape, arrays, task));
+                      int64_t index) {
+  const AttentionTask& task = plan.tasks[static_cast<size_t>(index)];
+  if (task.key_end > task.past) kernels_of(plan.lanes).append(shape, arrays, task);
 }
 
 void attention_task(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays, int64_t index,
-                    float* scratch) {
-  const KernelSet& kernels = kernels_of(plan.lanes);
-  const Task task = find_task(plan, shape, arrays, index);
-  if (!plan.append_first) kernels.append(shape, arrays, task);
-  kernels.attend(shape, arrays, task, cut_scratch(shape, scratch));
+                    float* scratch, float* partials) {
+  const AttentionTask& task = plan.tasks[static_cast<size_t>(index)];
+  if (!plan.append_first) attention_append(plan, shape, arrays, index);
+  kernels_of(plan.lanes).attend(plan, shape, arrays, task, cut_scratch(plan, shape, scratch), partials);
+}
+
+void attention_merge(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays,
+                     const float* partials) {
+  const int64_t size = shape.head_size, group = group_size(shape), stride = partial_stride(plan, shape);
+  for (const AttentionMerge& merge : plan.merges)
+    for (int64_t row = 0; row < merge.tokens * group; ++row) {
+      const float* first = partials + merge.partial * stride;
+      const float* maxima = first + plan.tile_rows * size + row;
+      float top = -FLT_MAX, sum = 0;
+      for (int64_t part = 0; part < merge.parts; ++part) top = std::max(top, maxima[part * stride]);
+      float* to = output_head(shape, arrays, merge.token + row / group, merge.kv_head) + row % group * size;
+      std::fill_n(to, size, 0.0f);
+      for (int64_t part = 0; part < merge.parts; ++part) {
+        const float weight = std::exp(maxima[part * stride] - top);
+        const float* totals = first + part * stride + row * size;
+        for (int64_t d = 0; d < size; ++d) to[d] += weight * totals[d];
+        sum += weight * maxima[part * stride + plan.tile_rows];
+      }
+      for (int64_t d = 0; d < size; ++d) to[d] /= sum;
+    }
 }
 
 }  // namespace trtllm
@@ -323,20 +317,24 @@ struct Factor {
   int64_t row_stride, depth_stride;
 };
 
-// Rows x (Columns vectors) of c = carry * c + a b, or of a b alone where carry is null. b is [depth, b_stride].
+// Rows x (Columns vectors) of c = carry * c + a b, or of a b alone where carry is null. The rows of b are those of
+// `spans`, one after the other, from their element `column` on.
 template <int Rows, int Columns, int RowStride>
-ATTENTION_INLINE void product_block(Factor a, const float* b, int64_t b_stride, int64_t depth, float* c,
-                                    int64_t c_stride, const float* carry) {
+ATTENTION_INLINE void product_block(Factor a, const Span* spans, int64_t span_count, int64_t b_stride, int64_t column,
+                                    float* c, int64_t c_stride, const float* carry) {
   const int64_t row_stride = RowStride ? RowStride : a.row_stride;
   Vector sum[Rows][Columns];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Columns; ++v) sum[r][v] = carry ? load(c + r * c_stride + v * kLanes) * carry[r] : Vector{};
-  for (int64_t k = 0; k < depth; ++k, a.data += a.depth_stride, b += b_stride) {
-    Vector right[Columns];
-    for (int v = 0; v < Columns; ++v) right[v] = load(b + v * kLanes);
-    for (int r = 0; r < Rows; ++r) {
-      const Vector left = splat(a.data[r * row_stride]);
-      for (int v = 0; v < Columns; ++v) sum[r][v] += left * right[v];
+  for (const Span* span = spans; span != spans + span_count; ++span) {
+    const float* b = span->data + column;
+    for (int64_t k = 0; k < span->tokens; ++k, a.data += a.depth_stride, b += b_stride) {
+      Vector right[Columns];
+      for (int v = 0; v < Columns; ++v) right[v] = load(b + v * kLanes);
+      for (int r = 0; r < Rows; ++r) {
+        const Vector left = splat(a.data[r * row_stride]);
+        for (int v = 0; v < Columns; ++v) sum[r][v] += left * right[v];
+      }
     }
   }
   for (int r = 0; r < Rows; ++r)
@@ -344,33 +342,34 @@ ATTENTION_INLINE void product_block(Factor a, const float* b, int64_t b_stride, 
 }
 
 template <int Rows, int RowStride>
-ATTENTION_TARGET void product_rows(Factor a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
-                                   int64_t columns, const float* carry) {
-  constexpr int kWide = kSums / Rows >= 4 ? 4 : 2;
+ATTENTION_TARGET void product_rows(Factor a, const Span* spans, int64_t span_count, int64_t b_stride, float* c,
+                                   int64_t c_stride, int64_t columns, const float* carry) {
+  constexpr int kWide = std::min(4, kSums / Rows);
   int64_t v = 0;
   for (; v + kWide * kLanes <= columns; v += kWide * kLanes)
-    product_block<Rows, kWide, RowStride>(a, b + v, b_stride, depth, c + v, c_stride, carry);
+    product_block<Rows, kWide, RowStride>(a, spans, span_count, b_stride, v, c + v, c_stride, carry);
   for (; v < columns; v += kLanes)
-    product_block<Rows, 1, RowStride>(a, b + v, b_stride, depth, c + v, c_stride, carry);
+    product_block<Rows, 1, RowStride>(a, spans, span_count, b_stride, v, c + v, c_stride, carry);
 }
 
 // c[rows, columns] = carry * c + a b; columns is a multiple of kLanes.
 template <int RowStride>
-ATTENTION_TARGET void product(Factor a, const float* b, int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
-                              int64_t rows, int64_t columns, const float* carry) {
+ATTENTION_TARGET void product(Factor a, const Span* spans, int64_t span_count, int64_t b_stride, float* c,
+                              int64_t c_stride, int64_t rows, int64_t columns, const float* carry) {
   const int64_t row_stride = RowStride ? RowStride : a.row_stride;
-  const auto advance = [&](int64_t count) {
-    a.data += count * row_stride;
-    c += count * c_stride;
-    if (carry) carry += count;
-    rows -= count;
+  const auto run = [&]<int Rows>(std::integral_constant<int, Rows>) {
+    product_rows<Rows, RowStride>(a, spans, span_count, b_stride, c, c_stride, columns, carry);
+    a.data += Rows * row_stride;
+    c += Rows * c_stride;
+    if (carry) carry += Rows;
+    rows -= Rows;
   };
-  for (; rows >= kRowBlock; advance(kRowBlock))
-    product_rows<kRowBlock, RowStride>(a, b, b_stride, depth, c, c_stride, columns, carry);
-  for (; rows >= 4; advance(4)) product_rows<4, RowStride>(a, b, b_stride, depth, c, c_stride, columns, carry);
-  if (rows == 3) product_rows<3, RowStride>(a, b, b_stride, depth, c, c_stride, columns, carry);
-  if (rows == 2) product_rows<2, RowStride>(a, b, b_stride, depth, c, c_stride, columns, carry);
-  if (rows == 1) product_rows<1, RowStride>(a, b, b_stride, depth, c, c_stride, columns, carry);
+  while (rows >= kRowBlock) run(std::integral_constant<int, kRowBlock>{});
+  if (kRowBlock > 8 && rows >= 8) run(std::integral_constant<int, 8>{});
+  if (rows >= 4) run(std::integral_constant<int, 4>{});
+  if (rows == 3) run(std::integral_constant<int, 3>{});
+  if (rows == 2) run(std::integral_constant<int, 2>{});
+  if (rows == 1) run(std::integral_constant<int, 1>{});
 }
 
 // One head, normalised, rotated and scaled. `cos` and `sin` are the rows of its position.
@@ -394,19 +393,19 @@ ATTENTION_TARGET void prepare_head(const AttentionShape& shape, const float* __r
   }
 }
 
-ATTENTION_TARGET void append(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task) {
+ATTENTION_TARGET void append(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task) {
   const int64_t size = shape.head_size, half = shape.rotary_size / 2;
-  for (int64_t token = task.begin; token < std::min(task.end, task.valid); ++token) {
-    const int64_t position = task.past + token;
+  for (int64_t token = task.begin; token < task.end; ++token) {
+    const int64_t position = task.past + token, to = cache_offset(shape, arrays, task, position);
     const float* key = new_token(shape, arrays, task, token) + (shape.num_heads + task.kv_head) * size;
     prepare_head(shape, key, arrays.key_norm, arrays.norm_epsilon, arrays.cos + position * half,
-                 arrays.sin + position * half, 1.0f, task.keys + position * size);
-    std::memcpy(task.values + position * size, key + shape.num_kv_heads * size, sizeof(float) * size);
+                 arrays.sin + position * half, 1.0f, arrays.key_cache + to);
+    std::memcpy(arrays.value_cache + to, key + shape.num_kv_heads * size, sizeof(float) * size);
   }
 }
 
 // One query head of the group, ready for its dot products: times shape.scale too.
-ATTENTION_TARGET void prepare_query(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
+ATTENTION_TARGET void prepare_query(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                                     int64_t token, int64_t head, float* to) {
   const int64_t half = shape.rotary_size / 2, position = task.past + token;
   const int64_t first = task.kv_head * group_size(shape);
@@ -415,7 +414,7 @@ ATTENTION_TARGET void prepare_query(const AttentionShape& shape, const Attention
 }
 
 // The queries of a tile as [row, D]; a row is (token, head of the group).
-ATTENTION_TARGET void prepare_rows(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
+ATTENTION_TARGET void prepare_rows(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                                    int64_t token, int64_t rows, float* to) {
   const int64_t group = group_size(shape);
   for (int64_t row = 0; row < rows; ++row)
@@ -423,7 +422,7 @@ ATTENTION_TARGET void prepare_rows(const AttentionShape& shape, const AttentionA
 }
 
 // The same queries as [D, stride]; the columns past `rows` are zero up to a multiple of kLanes.
-ATTENTION_TARGET void prepare_columns(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
+ATTENTION_TARGET void prepare_columns(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                                       int64_t token, int64_t rows, int64_t stride, float* staging, float* to) {
   const int64_t group = group_size(shape), size = shape.head_size;
   for (int64_t row = 0; row < rows; row += kLanes) {
@@ -442,7 +441,7 @@ ATTENTION_TARGET void prepare_columns(const AttentionShape& shape, const Attenti
   }
 }
 
-// scores[Rows, kDirectKeys] of `count` keys. Past them, up to a multiple of kLanes, the last key repeats. Fetches the
+// scores[Rows, kScoreStride] of `count` keys. Past them, up to a multiple of kLanes, the last key repeats. Fetches the
 // values meanwhile: decode waits for memory, and they are next.
 template <int Rows, int Size>
 ATTENTION_TARGET void dot_rows(const float* queries, const float* keys, const float* values, int64_t count,
@@ -466,7 +465,7 @@ ATTENTION_TARGET void dot_rows(const float* queries, const float* keys, const fl
       for (int r = 0; r < Rows; ++r) part[r][p] = fold<kDotKeys, 1>(sum[r]);
     }
     for (int r = 0; r < Rows; ++r)
-      store(scores + r * kDirectKeys + key, fold<kLanes / kDotKeys, kDotKeys>(part[r]));
+      store(scores + r * kScoreStride + key, fold<kLanes / kDotKeys, kDotKeys>(part[r]));
   }
 }
 
@@ -475,9 +474,9 @@ ATTENTION_TARGET void dot(const float* queries, const float* keys, const float* 
                           int64_t size, float* scores) {
   int64_t row = 0;
   for (; row + kDotRows <= rows; row += kDotRows)
-    dot_rows<kDotRows, Size>(queries + row * size, keys, values, count, size, scores + row * kDirectKeys);
+    dot_rows<kDotRows, Size>(queries + row * size, keys, values, count, size, scores + row * kScoreStride);
   queries += row * size;
-  scores += row * kDirectKeys;
+  scores += row * kScoreStride;
   if (rows - row == 3) dot_rows<3, Size>(queries, keys, values, count, size, scores);
   if (rows - row == 2) dot_rows<2, Size>(queries, keys, values, count, size, scores);
   if (rows - row == 1) dot_rows<1, Size>(queries, keys, values, count, size, scores);
@@ -559,101 +558,104 @@ ATTENTION_TARGET void soften_tile(const Scratch& scratch, int64_t rows, int64_t 
   }
 }
 
-// A run of new tokens of a task and the keys they see between them.
-struct Tile {
-  int64_t token, tokens, rows;
-  int64_t position;             // of the first token; the tokens follow each other
-  int64_t first_key, last_key;  // inclusive
-};
-
-inline Tile make_tile(const AttentionShape& shape, const Task& task, int64_t token, int64_t end) {
-  Tile tile;
-  tile.token = token;
-  tile.tokens = end - token;
-  tile.rows = tile.tokens * group_size(shape);
-  tile.position = task.past + token;
-  tile.first_key = shape.window > 0 ? std::max<int64_t>(0, tile.position - shape.window + 1) : 0;
-  tile.last_key = tile.position + tile.tokens - 1;
-  return tile;
-}
-
 inline float window_of(const AttentionShape& shape) {
   return shape.window > 0 ? static_cast<float>(shape.window) : INFINITY;
 }
 
+inline int64_t rows_of(const AttentionShape& shape, const AttentionTask& task) {
+  return (task.end - task.begin) * group_size(shape);
+}
+
 template <int Size>
-ATTENTION_TARGET void attend_direct(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
-                                    const Tile& tile, const Scratch& scratch) {
-  const int64_t size = shape.head_size, group = group_size(shape);
-  prepare_rows(shape, arrays, task, tile.token, tile.rows, scratch.queries);
-  for (int64_t key = tile.first_key; key <= tile.last_key; key += kDirectKeys) {
-    const int64_t count = std::min(kDirectKeys, tile.last_key + 1 - key);
-    const float *keys = task.keys + key * size, *values = task.values + key * size;
-    dot<Size>(scratch.queries, keys, values, count, tile.rows, size, scratch.scores);
-    for (int64_t row = 0; row < tile.rows; ++row)
-      soften_row(scratch.scores + row * kDirectKeys, count, static_cast<float>(tile.position + row / group - key),
-                 window_of(shape), shape.softcap, scratch.maxima[row], scratch.sums[row], scratch.carries[row]);
-    product<kDirectKeys>({scratch.scores, kDirectKeys, 1}, values, size, count, scratch.totals, size, tile.rows, size,
-                         scratch.carries);
+ATTENTION_TARGET void attend_direct(const AttentionShape& shape, const AttentionArrays& arrays,
+                                    const AttentionTask& task, const Scratch& scratch) {
+  const int64_t size = shape.head_size, group = group_size(shape), rows = rows_of(shape, task);
+  prepare_rows(shape, arrays, task, task.begin, rows, scratch.queries);
+  Spans spans;
+  for (int64_t key = task.key_begin, count; key < task.key_end; key += count) {
+    count = tile_keys(task, key, kDirectKeys);
+    find_spans(shape, arrays, task, key, count, spans);
+    float* scores = scratch.scores;
+    for (int64_t i = 0; i < spans.count; scores += spans.keys[i++].tokens)
+      dot<Size>(scratch.queries, spans.keys[i].data, spans.values[i].data, spans.keys[i].tokens, rows, size, scores);
+    for (int64_t row = 0; row < rows; ++row)
+      soften_row(scratch.scores + row * kScoreStride, count,
+                 static_cast<float>(task.past + task.begin + row / group - key), window_of(shape), shape.softcap,
+                 scratch.maxima[row], scratch.sums[row], scratch.carries[row]);
+    product<kScoreStride>({scratch.scores, kScoreStride, 1}, spans.values, spans.count, size, scratch.totals, size,
+                          rows, size, scratch.carries);
   }
 }
 
 template <int Size>
-ATTENTION_TARGET void attend_packed(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
-                                    const Tile& tile, const Scratch& scratch) {
-  const int64_t size = shape.head_size, group = group_size(shape), stride = padded_rows(shape);
-  const int64_t columns = round_up(tile.rows, kLanes);
-  prepare_columns(shape, arrays, task, tile.token, tile.rows, stride, scratch.staging, scratch.queries);
-  for (int64_t key = tile.first_key; key <= tile.last_key; key += kPackedKeys) {
-    const int64_t count = std::min(kPackedKeys, tile.last_key + 1 - key);
-    const float *keys = task.keys + key * size, *values = task.values + key * size;
+ATTENTION_TARGET void attend_packed(const AttentionPlan& plan, const AttentionShape& shape,
+                                    const AttentionArrays& arrays, const AttentionTask& task, const Scratch& scratch) {
+  const int64_t size = shape.head_size, group = group_size(shape), stride = plan.tile_rows;
+  const int64_t rows = rows_of(shape, task), columns = round_up(rows, kLanes);
+  const int64_t position = task.past + task.begin, last = task.past + task.end - 1;
+  prepare_columns(shape, arrays, task, task.begin, rows, stride, scratch.staging, scratch.queries);
+  const Span queries = {scratch.queries, size};
+  Spans spans;
+  for (int64_t key = task.key_begin, count; key < task.key_end; key += count) {
+    count = tile_keys(task, key, kPackedKeys);
+    find_spans(shape, arrays, task, key, count, spans);
     for (int64_t row = 0; row < columns; ++row)
-      scratch.positions[row] = static_cast<float>(tile.position + std::min(row, tile.rows - 1) / group - key);
-    const bool masked =
-        key + count - 1 > tile.position || (shape.window > 0 && key <= tile.last_key - shape.window);
-    product<Size>({keys, size, 1}, scratch.queries, stride, size, scratch.scores, stride, count, columns, nullptr);
+      scratch.positions[row] = static_cast<float>(position + std::min(row, rows - 1) / group - key);
+    const bool masked = key + count - 1 > position || (shape.window > 0 && key <= last - shape.window);
+    float* scores = scratch.scores;
+    for (int64_t i = 0; i < spans.count; scores += spans.keys[i++].tokens * stride)
+      product<Size>({spans.keys[i].data, size, 1}, &queries, 1, stride, scores, stride, spans.keys[i].tokens, columns,
+                    nullptr);
     soften_tile(scratch, columns, stride, count, masked, window_of(shape), shape.softcap);
-    product<1>({scratch.scores, 1, stride}, values, size, count, scratch.totals, size, tile.rows, size,
+    product<1>({scratch.scores, 1, stride}, spans.values, spans.count, size, scratch.totals, size, rows, size,
                scratch.carries);
   }
 }
 
 // totals / sums -> output; a token's heads of one group lie side by side there.
-ATTENTION_TARGET void write_tile(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
-                                 const Tile& tile, const Scratch& scratch) {
+ATTENTION_TARGET void write_tile(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
+                                 const Scratch& scratch) {
   const int64_t size = shape.head_size, group = group_size(shape);
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    float* to = output_head(shape, arrays, task, tile.token + row / group) + row % group * size;
+  for (int64_t row = 0; row < rows_of(shape, task); ++row) {
+    float* to =
+        output_head(shape, arrays, task.start + task.begin + row / group, task.kv_head) + row % group * size;
     const float inverse = 1.0f / scratch.sums[row];
     for (int64_t d = 0; d < size; d += kLanes) store(to + d, load(scratch.totals + row * size + d) * inverse);
   }
 }
 
-template <int Size>
-ATTENTION_TARGET void attend_tile(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
-                                  const Tile& tile, const Scratch& scratch) {
-  start_rows(scratch, tile.rows, round_up(tile.rows, kLanes), shape.head_size);
-  if (tile.rows <= kDirectRows)
-    attend_direct<Size>(shape, arrays, task, tile, scratch);
-  else
-    attend_packed<Size>(shape, arrays, task, tile, scratch);
-  write_tile(shape, arrays, task, tile, scratch);
+inline void write_partial(const AttentionPlan& plan, const AttentionShape& shape, const AttentionTask& task,
+                          const Scratch& scratch, float* partials) {
+  const int64_t rows = rows_of(shape, task);
+  float* to = partials + task.partial * partial_stride(plan, shape);
+  std::copy_n(scratch.totals, rows * shape.head_size, to);
+  std::copy_n(scratch.maxima, rows, to + plan.tile_rows * shape.head_size);
+  std::copy_n(scratch.sums, rows, to + plan.tile_rows * (shape.head_size + 1));
 }
 
-ATTENTION_TARGET void attend(const AttentionShape& shape, const AttentionArrays& arrays, const Task& task,
-                             const Scratch& scratch) {
-  const int64_t end = std::min(task.end, task.valid);
-  for (int64_t token = task.begin; token < end; token += tile_positions(shape)) {
-    const Tile tile = make_tile(shape, task, token, std::min(end, token + tile_positions(shape)));
-    if (shape.head_size == 64)
-      attend_tile<64>(shape, arrays, task, tile, scratch);
-    else if (shape.head_size == 128)
-      attend_tile<128>(shape, arrays, task, tile, scratch);
-    else
-      attend_tile<0>(shape, arrays, task, tile, scratch);
-  }
-  for (int64_t token = std::max(task.begin, end); token < task.end; ++token)
-    std::fill_n(output_head(shape, arrays, task, token), group_size(shape) * shape.head_size, 0.0f);
+template <int Size>
+ATTENTION_TARGET void attend_keys(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays,
+                                  const AttentionTask& task, const Scratch& scratch) {
+  const int64_t rows = rows_of(shape, task);
+  start_rows(scratch, rows, round_up(rows, kLanes), shape.head_size);
+  if (rows <= kDirectRows)
+    attend_direct<Size>(shape, arrays, task, scratch);
+  else
+    attend_packed<Size>(plan, shape, arrays, task, scratch);
+}
+
+ATTENTION_TARGET void attend(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays,
+                             const AttentionTask& task, const Scratch& scratch, float* partials) {
+  if (shape.head_size == 64)
+    attend_keys<64>(plan, shape, arrays, task, scratch);
+  else if (shape.head_size == 128)
+    attend_keys<128>(plan, shape, arrays, task, scratch);
+  else
+    attend_keys<0>(plan, shape, arrays, task, scratch);
+  if (task.partial < 0)
+    write_tile(shape, arrays, task, scratch);
+  else
+    write_partial(plan, shape, task, scratch, partials);
 }
 
 }  // namespace ATTENTION_NAMESPACE

@@ -64,12 +64,13 @@ extern "C" __attribute__((visibility("default"))) trtllm::ort::Status *RegisterC
     trtllm::ort::SessionOptions *options, const trtllm::ort::ApiBase *base) {
     using namespace trtllm;
     static const Description<QuantizedLinearKernel> quantized_linear;
-    static const Description<AttentionKernel> attention;
+    static const Description<CachedAttentionKernel> cached_attention;
+    static const Description<PagedAttentionKernel> paged_attention;
     const ort::Api *api = base->get(ort::interface_version);
     if (api == nullptr) return nullptr;  // an older onnxruntime: the session then reports the operators as unknown
     ort::Domain *domain = nullptr;  // lives as long as the process: sessions may outlive any scope here
     if (auto *status = api->create_domain("trtllm.cpu", &domain)) return status;
-    const ort::Operator *operators[] = {&quantized_linear, &attention};
+    const ort::Operator *operators[] = {&quantized_linear, &cached_attention, &paged_attention};
     for (const auto *op : operators)
         if (auto *status = api->add_operator(domain, op)) return status;
     return api->add_domain(options, domain);

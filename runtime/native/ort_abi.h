@@ -21,7 +21,7 @@ struct Domain;
 inline constexpr std::uint32_t interface_version = 18;  // the first with ParallelFor; onnxruntime 1.18
 inline constexpr std::uint32_t operator_version = 16;   // the operator structure below ends with the fields of 16
 
-enum ElementType : int { float32 = 1, uint8 = 2, int64 = 7, float16 = 10 };
+enum ElementType : int { float32 = 1, uint8 = 2, int32 = 6, int64 = 7, float16 = 10 };
 enum Characteristic : int { required = 0, optional = 1 };
 
 struct Api {

@@ -11,14 +11,16 @@ KERNELS = ROOT / "runtime" / "native"
 
 pytestmark = pytest.mark.slow
 
+SOURCES = {"attention": ("attention", "attention_plan"), "quantized_linear": ("quantized_linear",)}
 
-@pytest.mark.parametrize("kernel", ["attention", "quantized_linear"])
+
+@pytest.mark.parametrize("kernel", SOURCES)
 def test_the_kernel_passes_its_own_test_under_the_sanitizers(tmp_path: Path, kernel: str) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path / kernel
-    sources = [KERNELS / f"{kernel}.cc", KERNELS / f"{kernel}_test.cc"]
+    sources = [KERNELS / f"{name}.cc" for name in (*SOURCES[kernel], f"{kernel}_test")]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
     flags = ["-std=c++20", "-O1", "-g", *sanitizers, f"-I{ROOT}", "-pthread"]
     subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
