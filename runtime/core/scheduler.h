@@ -15,6 +15,9 @@
 
 namespace trtllm::executor {
 
+class RequestBooks;
+class StepPlanner;
+
 struct SchedulerRequest {
     RequestId id = 0;
     std::vector<TokenId> prompt;
@@ -54,13 +57,14 @@ public:
     ~Scheduler();
 
     // Puts a request into the queue. Throws RequestError, and nothing changes, when the queue is full, the id is known,
-    // the prompt is empty or, with max_tokens, longer than max_seq_len, when it has more sequences than max_batch_size,
-    // when the whole cache could not hold it, or when chunking is off and the prompt exceeds max_num_tokens.
+    // the prompt is empty or leaves no room for one token below max_seq_len (to which max_tokens is capped), when it has
+    // more sequences than a step has rows or tokens, when the whole cache could not hold it, or when chunking is off and
+    // the prompt exceeds max_num_tokens.
     void add(SchedulerRequest request);
 
     // Plans a step and books its blocks. Every planned row must be answered by complete_row() (or its request be
     // removed) before the next call. An empty plan with has_work() true cannot happen, unless every live sequence waits
-    // for append() or reorder().
+    // for append(), start_sequences() or reorder(), or has max_tokens and waits for its end.
     StepPlan schedule(std::int64_t now_ms);
 
     // The row's first `num_valid` tokens are computed: all of them, or without the drafts that were refused.
@@ -108,8 +112,8 @@ public:
     void check() const;
 
 private:
-    struct State;
-    std::unique_ptr<State> state_;
+    std::unique_ptr<RequestBooks> books_;
+    std::unique_ptr<StepPlanner> planner_;
 };
 
 }  // namespace trtllm::executor

@@ -25,7 +25,9 @@ struct SchedulerConfig {
     std::int32_t max_seq_len = 0;        // tokens of a sequence
     std::int32_t chunk_unit = 32;        // chunks that do not end a prompt are multiples of it (where the budget allows one)
     std::int32_t max_draft_tokens = 0;   // most that set_drafts may give a sequence
-    std::int64_t max_queue_size = -1;    // requests that wait; -1: no limit
+    std::int64_t max_queue_size = -1;    // requests that wait for their first start; -1: no limit
+    // A waiting request whose prompt begins like one that is being computed waits until that part can be shared.
+    bool wait_for_shared_prefix = true;
 };
 
 }  // namespace trtllm::executor
