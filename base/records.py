@@ -51,7 +51,7 @@ def record(cls: type[T]) -> type[T]:
     plain_init: Any = vars(made)["__init__"]
 
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        check_names(cls.__name__, values, [field.name for field in dataclasses.fields(made)])  # type: ignore[arg-type]
+        check_names(cls.__name__, values, field_names(made))
         try:
             plain_init(self, *args, **values)
         except TypeError as error:
@@ -62,6 +62,11 @@ def record(cls: type[T]) -> type[T]:
 
     setattr(made, "__init__", __init__)  # noqa: B010  # mypy refuses to see a method replaced
     return made
+
+
+def field_names(cls: Any) -> list[str]:
+    """The names of a record's fields."""
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def check_names(what: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
