@@ -1,7 +1,14 @@
 // From logits to tokens: adjusting (penalties, bans, bias), sampling, and log probabilities, for one sequence at a time.
 //
 // What a sequence draws depends on its seed, its index and the number of the token alone, never on the batch, the step
-// or on pauses: uniform(seed, sequence index, token number) is a counter-based generator.
+// or on pauses: uniform(seed, sequence index, token number) is a counter-based generator. Nor does it depend on the
+// machine's vectors: every width computes the same bits.
+//
+// Logits are adjusted in this order: bias, repetition, presence and frequency penalties, no-repeat n-grams, bad words,
+// min_tokens, allowed tokens. Then come temperature, top_k, top_p and min_p with transformers' definitions: top_k keeps
+// whatever equals the k-th largest; top_p keeps the smallest set that reaches it, among equals those of smaller ids;
+// min_p is relative to the most probable token. The token is drawn by its place on the line of kept tokens in the order
+// of their ids, where noise in the logits moves the borders between them only by as much.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +25,15 @@ void check_sampling(const DecodingParams &params, std::int32_t vocab_size, std::
 
 // Memory that decoding reuses from call to call; one for each thread.
 struct DecodeScratch {
-    std::vector<float> values;
+    std::vector<float> values;          // candidates, and their places in the row
     std::vector<std::int32_t> indices;
-    std::vector<float> row;  // for copies of a row
+    std::vector<float> row;             // for copies of a row
+    std::vector<float> maxima;          // of each block of logits
+    std::vector<float> sums;            // of each block's weights
+    std::vector<float> weights;
+    std::vector<float> selection;       // what the search for a k-th largest may shuffle
+    std::vector<std::uint64_t> keys;    // candidates in the form that is sorted
+    int most_lanes = 16;                // widest vectors to use; tokens do not depend on it
 };
 
 // Penalties, bans and bias of one sequence: needs to see every token that is accepted.
@@ -32,11 +45,11 @@ public:
     bool changes_logits() const;
     // Changes logits [V] in place: bias, repetition / presence / frequency penalties, no-repeat n-grams, bad words,
     // min_tokens; then tokens whose bit in `allowed` (bit t % 32 of word t / 32; may be null) is 0 become -inf.
-    void adjust(float *logits, const std::uint32_t *allowed = nullptr);
+    void adjust(float *logits, const std::uint32_t *allowed = nullptr) const;
     void accept(TokenId token);
     std::span<const TokenId> generated() const;
-    // True when the generated tokens end with one of the stop words (which only count from min_tokens on).
-    // Returns the number of tokens of that stop word, 0 for none.
+    // The number of tokens of the longest stop word that the generated tokens end with; 0 for none, and while there are
+    // fewer than min_tokens of them.
     std::size_t matched_stop_word() const;
     bool is_end(TokenId token) const;
 
@@ -45,9 +58,9 @@ private:
     std::int32_t vocab_size_;
     std::vector<TokenId> tokens_;        // prompt and output
     std::size_t prompt_length_;
-    // The implementation keeps counts of seen tokens and an n-gram index here.
     struct Seen;
     std::shared_ptr<Seen> seen_;         // deep-copied when the adjuster is copied (beam search copies adjusters)
+    bool forbids_ends() const;           // because of min_tokens
 
 public:
     LogitsAdjuster(const LogitsAdjuster &other);

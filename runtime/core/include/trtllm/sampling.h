@@ -24,7 +24,7 @@ struct SamplingConfig {
     float repetition_penalty = 1.0f;               // of tokens in prompt and output: positive logits are divided by it
     float presence_penalty = 0.0f;                 // subtracted once from tokens of the output
     float frequency_penalty = 0.0f;                // subtracted as often as the output holds the token
-    std::int32_t prompt_ignore_length = 0;         // leading prompt tokens that penalties do not see
+    std::int32_t prompt_ignore_length = 0;         // leading prompt tokens that the repetition penalty does not see
     std::int32_t min_tokens = 0;                   // end tokens and stop words are forbidden before
     std::int32_t no_repeat_ngram_size = 0;         // 0 = off
     float length_penalty = 0.0f;                   // beam scores are divided by length ** length_penalty

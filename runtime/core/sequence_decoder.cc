@@ -1,0 +1,95 @@
+// The choice of one sequence's next token, from its raw logits to the token and its log probability.
+#include <algorithm>
+#include <cmath>
+
+#include "decoder.h"
+#include "logprobs.h"
+#include "sampler.h"
+#include "uniform_draw.h"
+
+namespace trtllm::executor {
+namespace {
+
+void check_raw(Scan scan) {
+    if (scan == Scan::not_a_number) throw NonFiniteLogits("the engine's logits hold NaN or infinity");
+    if (scan == Scan::nothing_finite) throw NonFiniteLogits("the engine's logits are all -inf");
+}
+
+void check_adjusted(Scan scan) {
+    if (scan != Scan::regular)
+        throw ImpossibleConstraint("no token is left: bans, min_tokens and the allowed tokens exclude all of them");
+}
+
+}  // namespace
+
+SequenceDecoder::SequenceDecoder(std::shared_ptr<const DecodingParams> params, std::span<const TokenId> prompt,
+                                 std::int32_t sequence_index, std::int32_t vocab_size)
+    : params_(params), adjuster_(params, prompt, vocab_size), sequence_index_(sequence_index), vocab_size_(vocab_size),
+      top_p_now_(params->sampling.top_p) {}
+
+Choice SequenceDecoder::next(float *logits, DecodeScratch &scratch, const std::uint32_t *allowed) {
+    const SamplingConfig &sampling = params_->sampling;
+    const bool greedy = sampling.temperature == 0.0f || sampling.top_k == 1;
+    const bool wants_logprobs = params_->num_logprobs >= 0;
+    const bool adjusts = allowed != nullptr || adjuster_.changes_logits();
+    const SamplingFilter filter{greedy ? 1.0f : sampling.temperature, sampling.top_k, top_p_now_, sampling.min_p};
+    const bool needs_total = !greedy && filter.needs_total(vocab_size_);
+
+    Row row(logits, vocab_size_, scratch);
+    Choice choice;
+    LogSoftmax softmax;
+    double total = 0.0;  // under the filter's scale
+    if (wants_logprobs) {
+        check_raw(scan_with_sums(row, kLog2e));
+        total = relate_sums(row, kLog2e);
+        softmax = log_softmax(row, total);
+        choice.top = most_probable(row, softmax, params_->num_logprobs);
+        if (adjusts) scratch.row.assign(logits, logits + vocab_size_);
+    } else if (needs_total && !adjusts) {
+        check_raw(scan_with_sums(row, filter.scale()));
+        total = relate_sums(row, filter.scale());
+    } else {
+        check_raw(scan(row));
+    }
+
+    if (adjusts) adjuster_.adjust(logits, allowed);
+    const bool has_total = total > 0.0 && !adjusts && (!wants_logprobs || filter.scale() == kLog2e);
+    if (needs_total && !has_total) {
+        check_adjusted(scan_with_sums(row, filter.scale()));
+        total = relate_sums(row, filter.scale());
+    } else if (adjusts) {
+        check_adjusted(scan(row));
+    }
+
+    const double uniform = uniform_draw(sampling.seed, sequence_index_, adjuster_.generated().size());
+    choice.token = greedy ? first_largest(row) : draw_token({row, needs_total ? total : 0.0}, filter, uniform);
+    if (wants_logprobs)
+        choice.logprob = logprob_of(row, adjusts ? scratch.row.data() : logits, softmax, choice.token);
+    return choice;
+}
+
+void SequenceDecoder::accept(TokenId token) {
+    const SamplingConfig &sampling = params_->sampling;
+    adjuster_.accept(token);
+    top_p_now_ = std::max(top_p_now_ * sampling.top_p_decay, sampling.top_p_min);
+    if (token == sampling.top_p_reset_id) top_p_now_ = sampling.top_p;
+}
+
+TokenId argmax(const float *logits, std::int32_t vocab_size) {
+    constexpr std::int64_t kBlocks = 64;
+    const VectorMath &math = vector_math();
+    float maxima[kBlocks], largest = -INFINITY;
+    const float *block = logits;
+    for (std::int64_t start = 0; start < vocab_size; start += kBlocks * kBlock) {
+        const std::int64_t size = std::min<std::int64_t>(kBlocks * kBlock, vocab_size - start);
+        if (!math.maxima(logits + start, size, maxima)) return -1;
+        const float *most = std::max_element(maxima, maxima + count_blocks(size));
+        if (!(*most > largest)) continue;
+        largest = *most;
+        block = logits + start + (most - maxima) * kBlock;
+    }
+    if (largest == -INFINITY) return -1;
+    return static_cast<TokenId>(std::find(block, logits + vocab_size, largest) - logits);
+}
+
+}  // namespace trtllm::executor
