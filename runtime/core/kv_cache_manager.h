@@ -63,7 +63,8 @@ public:
     std::int32_t blocks_for(std::int32_t num_tokens, std::int32_t max_chunk) const;
     // Blocks, of the group that needs most, that reserve(id, num_tokens) would have to take.
     std::int32_t missing_blocks(SequenceId id, std::int32_t num_tokens) const;
-    // Blocks that the sequence holds, of the group that holds most, counting shared ones.
+    // Blocks that the sequence holds, of the group that holds most, counting shared ones; when every group has a window,
+    // a shared block counts for one of its sequences. So blocks_for(end) - held_blocks() is the most it will still take.
     std::int32_t held_blocks(SequenceId id) const;
 
     const CacheShape &shape() const;

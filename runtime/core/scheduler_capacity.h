@@ -2,7 +2,7 @@
 //
 // A promise covers everything that a request's sequences will ever hold, less what they hold already. As long as all
 // promises together fit into the blocks that are available, no reserve() and no fork() of a promised request can fail:
-// each of them takes a block from the available ones and from the promise alike.
+// each of them takes blocks from the available ones and from the promise alike.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +38,9 @@ public:
 
 private:
     std::int64_t sharing(const ScheduledRequest &request) const;
-    std::int64_t total_promised_slots() const;
 
     const RequestBooks &books_;
-    bool has_full_group_ = false;    // layers that see everything: blocks are taken once and kept to the end
+    bool has_full_group_ = false;    // layers that see everything: blocks are kept to the end
     bool has_window_group_ = false;
 };
 

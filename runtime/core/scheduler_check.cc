@@ -30,7 +30,8 @@ void check_request(const RequestBooks &books, const ScheduledRequest &request) {
     const auto num_open = std::count_if(request.sequences.begin(), request.sequences.end(),
                                         [](const auto &sequence) { return sequence.is_open(); });
     require(request.place == RequestPlace::active || num_open == 0, name + " is not in flight and has a cache");
-    require(request.place != RequestPlace::active || num_open > 0, name + " is in flight and has no cache");
+    require(request.place != RequestPlace::active || num_open > 0 || request.waits_for_fork(),
+            name + " is in flight and has no cache");
     require((request.num_live() == 0) == (request.place == RequestPlace::ended), name + " has ended or not");
     for (const ScheduledSequence &sequence : request.sequences) {
         check_sequence(books, request, sequence);
