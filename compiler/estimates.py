@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import DEFAULT_CHUNK_BYTES
@@ -101,24 +100,15 @@ def disk_nbytes(compiled: Compiled, checkpoint: Checkpoint) -> int:
 
 
 def cache_nbytes(compiled: Compiled) -> int:
-    """Bytes of the key-value cache at max_batch_size sequences of max_seq_len tokens."""
-    return compiled.build.max_batch_size * _slot_nbytes(compiled)
+    """Bytes of the key-value cache at max_batch_size sequences of max_seq_len tokens, blocks filled."""
+    return compiled.build.max_batch_size * (compiled.build.max_seq_len or 0) * cache_nbytes_per_token(compiled)
 
 
-def cache_nbytes_per_token(compiled: Compiled) -> int:
-    """Bytes that a token of one sequence takes in the caches of all layers."""
-    return sum(
-        2 * layer.num_kv_heads * layer.head_size * _cache_bits(compiled) // 8 for layer in compiled.network.info.cache
-    )
-
-
-def _slot_nbytes(compiled: Compiled) -> int:
-    total = 0
-    for value in compiled.network.graph.inputs:
-        extents = [extent for extent in (value.shape or ()) if isinstance(extent, int)]
-        if (value.name or "").startswith("past_") and len(extents) > 1 and value.dtype is not None:
-            total += DTYPES[value.dtype].byte_size(prod(extents))
-    return total
+def cache_nbytes_per_token(compiled: Compiled, layers: Iterable[int] | None = None) -> int:
+    """Bytes that a token of one sequence takes in the caches of all layers, or of those given."""
+    cache = compiled.network.info.cache
+    chosen = range(len(cache)) if layers is None else layers
+    return sum(2 * cache[i].num_kv_heads * cache[i].head_size * _cache_bits(compiled) // 8 for i in chosen)
 
 
 def _cache_bits(compiled: Compiled) -> int:

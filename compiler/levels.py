@@ -14,6 +14,7 @@ from trtllm.passes.lower_linear import LowerLinear
 from trtllm.passes.lower_moe import LowerMoE
 from trtllm.passes.lower_norm import LowerAddNorm
 from trtllm.passes.pack import PackGateUp, PackQkv
+from trtllm.passes.pack_tokens import PackTokens
 from trtllm.passes.quantize import QuantizeWeights
 from trtllm.passes.select_tokens import SelectLastToken
 
@@ -47,6 +48,7 @@ LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
 
 # Legalization: the target's own operators where it has them, standard ones elsewhere. Read from its table.
 LEGALIZE: tuple[type[Pass], ...] = (
+    PackTokens,
     LowerCachedAttention,
     LowerAttention,
     LowerAddNorm,

@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.cache_record import cache_record
 from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
 from trtllm.compiler.engine import writing as writing_engine
@@ -313,6 +314,7 @@ def engine_config(checkpoint: Checkpoint, compiled: Compiled) -> dict[str, Any]:
         "pretrained_config": dict(checkpoint.config) | {"architecture": checkpoint.architecture},
         "build_config": compiled.build.model_dump(mode="json"),
         "model": compiled.network.info.to_json(),
+        **({"cache": cache_record(compiled)} if compiled.network.info.cache else {}),
         "passes": {report.name: report.changes for report in compiled.passes},
         "notes": [*checkpoint.notes, *compiled.notes],
         "io": {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
@@ -24,6 +26,17 @@ class _Operand:
     epsilon: float
     tables: tuple[ir.Value, ir.Value] | None
     rotary_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class FusedAttention:
+    """An Attention with its norms and rotation, as the kernels take it."""
+
+    packed: ir.Value
+    """The projection that query, key and value are split from."""
+    optional_inputs: tuple[ir.Value | None, ...]
+    """Tables of cosines and sines, norm weights of query and key."""
+    attributes: Mapping[str, Any]
 
 
 class LowerCachedAttention(Pass):
@@ -54,36 +67,39 @@ class LowerCachedAttention(Pass):
 
     def _lower(self, network: Network, node: ir.Node) -> str:
         """Lowers one node, or says why not."""
-        query, key = (_operand(node.inputs[index]) for index in range(2))
-        if query is None or key is None:
-            return "its angles depend on more than the position"
-        if query.tables != key.tables or query.rotary_size != key.rotary_size or query.epsilon != key.epsilon:
-            return "query and key are treated differently"
-        packed = packed_projection(query.source, key.source, node.inputs[2])
-        if packed is None:
-            return "query, key and value are not one Split"
-        if packed.dtype != ir.DataType.FLOAT:
-            return "it computes in another type than float32"
+        fused = fused_attention(node)
+        if isinstance(fused, str):
+            return fused
         b = builder_before(network, node)
-        a = attributes_of(node)
-        tables = query.tables or (None, None)
         results = b.multi(
             "CachedAttention",
-            [packed, *node.inputs[3:7], *tables, query.norm, key.norm],
+            [fused.packed, *node.inputs[3:7], *fused.optional_inputs],
             [(dims(value), value.dtype) for value in node.outputs],
             domain=CPU,
             name="cached",
-            num_heads=a["num_heads"],
-            num_kv_heads=a["num_kv_heads"],
-            head_size=a["head_size"],
-            rotary_size=query.rotary_size,
-            window=a["window"],
-            scale=float(a["scale"]),
-            softcap=float(a["softcap"]),
-            norm_epsilon=float(query.epsilon),
+            **fused.attributes,
         )
         replace(node, results)
         return ""
+
+
+def fused_attention(node: ir.Node) -> FusedAttention | str:
+    """What the kernels need to take an Attention with its norms and rotation, or why they cannot."""
+    query, key = (_operand(node.inputs[index]) for index in range(2))
+    if query is None or key is None:
+        return "its angles depend on more than the position"
+    if query.tables != key.tables or query.rotary_size != key.rotary_size or query.epsilon != key.epsilon:
+        return "query and key are treated differently"
+    packed = packed_projection(query.source, key.source, node.inputs[2])
+    if packed is None:
+        return "query, key and value are not one Split"
+    if packed.dtype != ir.DataType.FLOAT:
+        return "it computes in another type than float32"
+    a = attributes_of(node)
+    attributes = {name: a[name] for name in ("num_heads", "num_kv_heads", "head_size", "window")}
+    attributes |= {"rotary_size": query.rotary_size, "norm_epsilon": float(query.epsilon)}
+    attributes |= {"scale": float(a["scale"]), "softcap": float(a["softcap"])}
+    return FusedAttention(packed, (*(query.tables or (None, None)), query.norm, key.norm), attributes)
 
 
 def _operand(value: ir.Value | None) -> _Operand | None:

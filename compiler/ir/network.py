@@ -18,6 +18,14 @@ class CacheLayer:
 
 
 @dataclass(frozen=True)
+class CacheGroup:
+    """Layers that see equally far back and so share a block table."""
+
+    window: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The facts of a model that the runtime and the reports read."""
 
@@ -42,6 +50,8 @@ class Network:
 
     model: ir.Model
     info: ModelInfo
+    cache_groups: tuple[CacheGroup, ...] = ()
+    """Of a graph over packed tokens and a paged cache; empty while rows are padded and each has a cache of its own."""
 
     @property
     def graph(self) -> ir.Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trtllm.compiler.engine import Engine
-from trtllm.runtime.sessions.onnxruntime_session import load
+from trtllm.runtime.sessions.onnxruntime_library import load
 
 
 class OnnxRuntimeEncoder:

@@ -190,3 +190,37 @@ def tiny_model() -> Callable[[Variant], Any]:
 def transformers_logits() -> Callable[[Variant, Any, np.ndarray, int], np.ndarray]:
     """transformers' logits of a row of tokens; see `reference_logits`."""
     return reference_logits
+
+
+class Rows:
+    """Steps a session by rows: every slot has blocks of its own, in an order that differs from group to group."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        cache = session.info.cache
+        columns = -(-session.info.max_seq_len // cache.tokens_per_block)
+        random = np.random.default_rng(3)
+        orders = [random.permutation(cache.num_blocks) for _ in cache.groups]
+        slots = cache.num_blocks // columns
+        self._tables = [order[: slots * columns].reshape(slots, columns).astype(np.int32) for order in orders]
+
+    def step(self, *rows: tuple[int, np.ndarray, int]) -> list[np.ndarray]:
+        """Runs (slot, new tokens, past tokens) side by side; logits of each, or of its last token alone."""
+        counts = [len(tokens) for _, tokens, _ in rows]
+        ends = np.cumsum(counts)
+        every = self.session.info.gathers_all_logits
+        logits = self.session.step(
+            np.concatenate([tokens for _, tokens, _ in rows]),
+            np.concatenate([np.arange(past, past + len(tokens)) for _, tokens, past in rows]),
+            np.concatenate([[0], ends]),
+            np.array([past for _, _, past in rows]),
+            np.arange(ends[-1]) if every else ends - 1,
+            [table[[slot for slot, _, _ in rows]] for table in self._tables],
+        )
+        return np.split(logits.copy(), ends[:-1] if every else np.arange(1, len(rows)))
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Any], Rows]:
+    """Steps a session by rows; see `Rows`."""
+    return Rows

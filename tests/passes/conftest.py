@@ -18,7 +18,7 @@ from trtllm.compiler.ir.weights import Weight
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
 from trtllm.passes.base import PassContext
-from trtllm.runtime.sessions.onnxruntime_session import register_operators
+from trtllm.runtime.sessions.onnxruntime_library import register_operators
 
 NO_OPERATORS = Capabilities("reference", frozenset(), (DType.FLOAT32,), frozenset({"W8A16", "W4A16"}))
 

@@ -16,6 +16,7 @@ CAPABILITIES = Capabilities(
             "com.microsoft::GroupQueryAttention",
             "com.microsoft::MatMulNBits",
             "trtllm.cpu::CachedAttention",
+            "trtllm.cpu::PagedAttention",
             "trtllm.cpu::QuantizedLinear",
             "com.microsoft::MoE",
             "com.microsoft::QMoE",
@@ -27,5 +28,6 @@ CAPABILITIES = Capabilities(
     schemes=frozenset({"W8A16", "W4A16"}),
     dtype_fallbacks={DType.BFLOAT16: DType.FLOAT32},
     external_weights=True,
+    static_cache=False,
     packed_int4=True,
 )

@@ -43,12 +43,21 @@ def row() -> np.ndarray:
     return np.random.default_rng(5).integers(0, 128, PROMPT + STEPS)
 
 
-def run(model: Any, row: np.ndarray, folder: Path, **options: Any) -> np.ndarray:
+@pytest.fixture(scope="module")
+def run(rows_of: Callable[[Any], Any]) -> Callable[..., np.ndarray]:
+    def run_engine(model: Any, row: np.ndarray, folder: Path, **options: Any) -> np.ndarray:
+        return logits_of(rows_of, model, row, folder, **options)
+
+    return run_engine
+
+
+def logits_of(rows_of: Callable[[Any], Any], model: Any, row: np.ndarray, folder: Path, **options: Any) -> np.ndarray:
     """Logits [T, V] of an engine of the model, by a prompt and then single tokens."""
     options = {"gather_context_logits": True, "max_seq_len": 32, "max_batch_size": 1, **options}
-    session = open_session(build_engine(model, folder, build_config(options)), threads=1)
-    parts = [session.step(0, row[None, :PROMPT], np.zeros(1, np.int64))[0].copy()]
-    parts += [session.step(0, row[None, i : i + 1], np.array([i]))[0].copy() for i in range(PROMPT, len(row))]
+    rows = rows_of(open_session(build_engine(model, folder, build_config(options)), threads=1))
+    parts = [*rows.step((0, row[:PROMPT], 0))]
+    for position in range(PROMPT, len(row)):
+        parts += rows.step((0, row[position : position + 1], position))
     return np.concatenate(parts)
 
 
@@ -57,6 +66,7 @@ def test_float16_differs_from_transformers_by_its_rounding(
     variant: Any,
     model: Any,
     transformers_logits: Callable[..., np.ndarray],
+    run: Callable[..., np.ndarray],
     row: np.ndarray,
     level: int,
     tmp_path: Path,
@@ -75,7 +85,12 @@ def quantized(request: pytest.FixtureRequest, variants: dict[str, Any], tiny_mod
 
 @pytest.mark.parametrize("scheme", ["W8A16", "W4A16"])
 def test_integer_weights_give_the_logits_of_their_dequantized_values_at_every_level(
-    quantized: Any, transformers_logits: Callable[..., np.ndarray], row: np.ndarray, scheme: str, tmp_path: Path
+    quantized: Any,
+    transformers_logits: Callable[..., np.ndarray],
+    run: Callable[..., np.ndarray],
+    row: np.ndarray,
+    scheme: str,
+    tmp_path: Path,
 ) -> None:
     variant, model = quantized
     layers = model.config.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Engines of tiny random models give the logits of transformers: prompt, steps through the cache, ragged batch."""
+"""Engines of tiny random models give the logits of transformers: prompts whole and in chunks, steps, ragged batches."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ import pytest
 
 from trtllm.compiler.pipeline import build_engine
 from trtllm.config import build_config
-from trtllm.runtime.session import open_session
+from trtllm.runtime.session import is_paged, open_session
 
 PROMPT, STEPS = 21, 4
 """Tokens: the prompt is longer than every window and than every original rotary length."""
 RAGGED = (3, 9, 14)
 """Prompt lengths of the batch; with STEPS more the longest crosses the original rotary length."""
+MIXED = (14, PROMPT, 9)
+"""Prompt lengths of rows that start one after another."""
+CAPACITY, BLOCK = 32, 4
+"""Tokens of a sequence, and of a block where the cache is paged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """An engine's session and whether it returns logits of every token."""
+    """An engine's session, stepped by rows, and the level it was built at."""
 
-    session: Any
-    gathers: bool
+    rows: Any
+    level: int
 
 
 def tolerance(model: Any, logits: np.ndarray) -> float:
@@ -64,27 +68,39 @@ def gathers(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2], ids=["O0", "O1", "O2"])
-def built(request: pytest.FixtureRequest, model: Any, gathers: bool, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(
+    request: pytest.FixtureRequest,
+    model: Any,
+    gathers: bool,
+    rows_of: Callable[[Any], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Built:
     options = {
         "optimization_level": request.param,
         "gather_context_logits": gathers,
         "max_batch_size": len(RAGGED),
-        "max_seq_len": 32,
+        "max_seq_len": CAPACITY,
     }
     folder: Path = tmp_path_factory.mktemp("engine") / "engine"
-    return Built(open_session(build_engine(model, folder, build_config(options)), threads=1), gathers)
+    engine = build_engine(model, folder, build_config(options))
+    size = {"tokens_per_block": BLOCK} if is_paged(engine.config) else {}
+    return Built(rows_of(open_session(engine, threads=1, **size)), request.param)
 
 
-def prefill(built: Built, slot: int, row: np.ndarray) -> np.ndarray:
-    return built.session.step(slot, row[None], np.zeros(1, np.int64))[0].copy()
+def test_a_graph_is_packed_at_level_2_unless_its_angles_depend_on_the_length(built: Built, variant: Any) -> None:
+    block = built.rows.session.info.cache.tokens_per_block
+    if built.level == 2:
+        assert (block == BLOCK) is not variant.depends_on_length
+    elif variant.config not in ("GPT2Config", "Phi3Config"):  # whose projections are stored in one
+        assert block == CAPACITY
 
 
 def test_a_prompt_in_one_step_gives_the_logits_of_transformers(
     built: Built, model: Any, expected: dict[int, np.ndarray]
 ) -> None:
     wanted = expected[PROMPT][:PROMPT]
-    got = prefill(built, 0, tokens(PROMPT + STEPS, PROMPT)[:PROMPT])
-    assert got.shape[0] == (PROMPT if built.gathers else 1)
+    (got,) = built.rows.step((0, tokens(PROMPT + STEPS, PROMPT)[:PROMPT], 0))
+    assert got.shape[0] == (PROMPT if built.rows.session.info.gathers_all_logits else 1)
     assert np.abs(got - wanted[-got.shape[0] :]).max() <= tolerance(model, wanted)
 
 
@@ -92,17 +108,17 @@ def test_a_prompt_and_single_tokens_through_the_cache_give_the_logits_of_transfo
     built: Built, model: Any, expected: dict[int, np.ndarray]
 ) -> None:
     row = tokens(PROMPT + STEPS, PROMPT)
-    prefill(built, 1, row[:PROMPT])
+    built.rows.step((1, row[:PROMPT], 0))
     for position in range(PROMPT, PROMPT + STEPS):
-        got = built.session.step(1, row[None, position : position + 1], np.array([position]))[0, 0]
-        assert np.abs(got - expected[PROMPT][position]).max() <= tolerance(model, expected[PROMPT]), position
+        (got,) = built.rows.step((1, row[position : position + 1], position))
+        assert np.abs(got[0] - expected[PROMPT][position]).max() <= tolerance(model, expected[PROMPT]), position
 
 
 def test_a_prompt_token_by_token_gives_the_logits_of_transformers(
     built: Built, model: Any, expected_by_token: np.ndarray
 ) -> None:
     row, wanted = tokens(PROMPT, 1), expected_by_token
-    got = [built.session.step(2, row[None, i : i + 1], np.array([i]))[0, 0].copy() for i in range(PROMPT)]
+    got = [built.rows.step((2, row[i : i + 1], i))[0][0] for i in range(PROMPT)]
     assert np.abs(np.stack(got) - wanted).max() <= tolerance(model, wanted)
 
 
@@ -111,11 +127,33 @@ def test_a_ragged_batch_decodes_each_row_as_if_it_were_alone(
 ) -> None:
     rows = [tokens(length + STEPS, length) for length in RAGGED]
     for slot, (row, length) in enumerate(zip(rows, RAGGED, strict=True)):
-        prefill(built, slot, row[:length])
+        built.rows.step((slot, row[:length], 0))
     for step in range(STEPS):
-        past = np.array(RAGGED) + step
-        column = np.array([[row[position]] for row, position in zip(rows, past, strict=True)])
-        got = built.session.step(0, column, past)
-        for slot, length in enumerate(RAGGED):
-            difference = np.abs(got[slot, 0] - expected[length][length + step]).max()
+        past = [length + step for length in RAGGED]
+        got = built.rows.step(*((slot, rows[slot][p : p + 1], p) for slot, p in enumerate(past)))
+        for logits, length in zip(got, RAGGED, strict=True):
+            difference = np.abs(logits[0] - expected[length][length + step]).max()
             assert difference <= tolerance(model, expected[length]), (length, step)
+
+
+def test_chunks_of_prompts_beside_decoding_rows_give_the_logits_of_transformers(
+    built: Built, variant: Any, model: Any, expected: dict[int, np.ndarray]
+) -> None:
+    """Rows start one step after another, so that every step mixes what the rows are at."""
+    chunk = CAPACITY if variant.depends_on_length else 5
+    done = dict.fromkeys(MIXED, 0)
+    for step in range(CAPACITY):
+        batch = []
+        for slot, length in list(enumerate(MIXED))[: step + 1]:
+            start = done[length]
+            stop = min(start + chunk, length) if start < length else min(start + 1, length + STEPS)
+            if stop > start:
+                batch.append((slot, length, start, stop))
+        if not batch:
+            break
+        got = built.rows.step(*((slot, tokens(n + STEPS, n)[start:stop], start) for slot, n, start, stop in batch))
+        for logits, (_, length, _, stop) in zip(got, batch, strict=True):
+            wanted = expected[length][stop - len(logits) : stop]
+            assert np.abs(logits - wanted).max() <= tolerance(model, expected[length]), (length, stop)
+            done[length] = stop
+    assert all(done[length] == length + STEPS for length in MIXED)
