@@ -37,7 +37,6 @@ void Executor::Loop::step() {
     }
     const double computed = now_ms();
     decode(plan, logits);
-    deliver(std::exchange(outgoing_, {}));
     const double end = now_ms();
     ++iteration_;
     if (trace_.enabled()) {
@@ -49,7 +48,8 @@ void Executor::Loop::step() {
         trace_.counter("free cache blocks", end * 1000, cache_.num_available_blocks());
         trace_.counter("requests", end * 1000, static_cast<std::int64_t>(requests_.size()));
     }
-    record(plan, begin, computed - planned);
+    record(plan, begin, computed - planned);  // before the news, so that who hears of a step finds it recorded
+    deliver(std::exchange(outgoing_, {}));
 }
 
 void Executor::Loop::propose_drafts() {

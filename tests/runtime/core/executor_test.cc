@@ -571,7 +571,9 @@ TEST_CASE("processors and constraints act on their own request") {
     Executor executor(std::make_shared<FakeSession>(session_info()), config);
     auto even = make_request({1, 2}, 8);
     even.constraint = std::make_shared<OnlyEven>();
-    for (const auto token : run_one(executor, even).sequences.at(0).tokens) CHECK(token % 2 == 0);
+    const auto evens = run_one(executor, even);
+    CHECK_EQ(evens.sequences.at(0).tokens.size(), 8u);
+    for (const auto token : evens.sequences.at(0).tokens) CHECK(token % 2 == 0);
     auto forced = make_request({1, 2}, 3);
     std::vector<std::size_t> lengths;
     forced.logits_processor = [&](RequestId, std::int32_t, std::span<const TokenId> tokens, float *logits, std::int32_t) {
