@@ -259,7 +259,7 @@ void TableEditor::regain_window(std::int32_t num_tokens) {
 std::int32_t TableEditor::first_shared(std::int32_t num_tokens) const {
     for (std::int32_t i = divide_up(num_tokens, block_size()); i < num_blocks(); ++i) {
         const BlockId block = table_.blocks[static_cast<std::size_t>(i)];
-        if (block != no_block && store_.references(block) > 1) return i;
+        if (block == no_block || store_.references(block) > 1) return i;
     }
     return num_blocks();
 }
@@ -290,9 +290,11 @@ void TableEditor::truncate(std::int32_t num_tokens, std::int32_t most_blocks) {
 // Makes blocks first .. end - 1 private ones without content, and gives up what follows.
 void TableEditor::empty_blocks(std::int32_t first, std::int32_t end) {
     for (std::int32_t position = num_blocks(); position-- > first;) {
-        const BlockId block = block_at(position);
-        if (store_.references(block) == 1 && store_.node_of(block) != no_node) store_.detach(block);
-        if (position >= end) let_go(position);
+        if (position >= end) {
+            let_go(position);
+        } else if (store_.node_of(block_at(position)) != no_node) {
+            store_.detach(block_at(position));
+        }
     }
     table_.blocks.resize(static_cast<std::size_t>(std::min(end, num_blocks())));
 }

@@ -50,7 +50,7 @@ public:
     bool holds_window_of(std::int32_t num_tokens) const { return store_.first_needed(num_tokens) >= table_.first_held; }
     // Whether truncate(num_tokens) has all blocks that the next token needs, or finds them in the tree.
     bool can_truncate(std::int32_t num_tokens) const;
-    // The first block behind `num_tokens` tokens that others use too, or the end of the table.
+    // The first block behind `num_tokens` tokens that others use too or that slid out, or the end of the table.
     std::int32_t first_shared(std::int32_t num_tokens) const;
     // Keeps no more than `most_blocks` blocks, none of them shared but full ones (and the tail until reserve()). The
     // sequence's tokens are still the old ones.

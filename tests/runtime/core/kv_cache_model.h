@@ -110,7 +110,7 @@ public:
         const std::int32_t expected = cache.count_reusable_tokens(prompt, options.key);
         const std::int32_t reused = cache.add_sequence(id, prompt, options, now);
         CHECK(reused < static_cast<std::int32_t>(prompt.size()) || prompt.empty());
-        if (options.max_reuse_tokens > expected) CHECK_EQ(reused, expected);
+        if (options.max_reuse_tokens >= static_cast<std::int32_t>(prompt.size())) CHECK_EQ(reused, expected);
         CHECK(reused <= options.max_reuse_tokens);
         running[id] = {options.key, {prompt.begin(), prompt.begin() + reused}};
         return reused;

@@ -14,7 +14,7 @@ CacheShape random_shape(Random &random, bool is_linear) {
     CacheShape shape;
     shape.tokens_per_block = is_linear ? 64 : static_cast<std::int32_t>(pick(random, 1, 16));
     shape.num_blocks = static_cast<std::int32_t>(is_linear ? pick(random, 1, 6) : pick(random, 1, 40));
-    shape.num_host_blocks = static_cast<std::int32_t>(pick(random, 0, 1) * pick(random, 1, 20));
+    shape.num_host_blocks = static_cast<std::int32_t>(pick(random, 0, 2) * pick(random, 0, 20));
     shape.groups.resize(static_cast<std::size_t>(pick(random, 1, 3)));
     for (CacheGroup &group : shape.groups) {
         group.window = static_cast<std::int32_t>(pick(random, 0, 1) * pick(random, 1, 40));
@@ -29,7 +29,7 @@ KvCacheOptions random_options(Random &random) {
     options.enable_partial_reuse = pick(random, 0, 4) > 0;
     options.copy_on_partial_reuse = pick(random, 0, 3) > 0;
     options.onboard_blocks = pick(random, 0, 3) > 0;
-    options.offload_min_priority = static_cast<std::int32_t>(pick(random, 0, 60));
+    options.offload_min_priority = static_cast<std::int32_t>(pick(random, 0, 1) * pick(random, 0, 60));
     options.min_partial_tokens = static_cast<std::int32_t>(pick(random, 1, 3));
     options.event_buffer_max_size = static_cast<std::size_t>(pick(random, 0, 1) * pick(random, 1, 50));
     return options;
