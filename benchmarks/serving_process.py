@@ -52,12 +52,13 @@ CONTENDERS = {
     "trtllm W4A16, in flight, 16": Contender("inflight", OUR_ENGINE, slots=16),
     "trtllm W4A16, one by one": Contender("one by one", OUR_ENGINE, slots=1),
     "llama.cpp Q4_0, 8 slots": Contender("llama", "q4_0.gguf"),
+    "llama.cpp Q4_0, 8 slots, no flash": Contender("llama", "q4_0.gguf", flash_attention=False),
     "llama.cpp Q4_0, 16 slots": Contender("llama", "q4_0.gguf", slots=16),
     "llama-server Q4_0, 8 slots": Contender("llama-server", "q4_0.gguf"),
     "genai int4, static 8": Contender("genai", "genai-int4"),
     "transformers fp32, static 8": Contender("transformers", "hf-fp32"),
 }
-# The settings of llama.cpp that `--tune` compares; the contenders above have the fastest.
+# The settings of llama.cpp that `--tune` compares.
 LLAMA_VARIANTS = {
     f"llama.cpp, {'flash' if flash else 'plain'}, {'unified' if unified else 'split'} cache, ubatch {micro_batch}": (
         Contender("llama", "q4_0.gguf", 8, flash, unified, micro_batch)
