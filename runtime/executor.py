@@ -109,11 +109,9 @@ def _set_speculation(config: Any, args: LlmArgs, draft_session: Any) -> None:
     if isinstance(speculation, NGramDecodingConfig):
         config.ngram_max_draft_len = speculation.max_draft_len
         config.ngram_max_matching_ngram_size = speculation.max_matching_ngram_size
-        config.max_draft_tokens = speculation.max_draft_len
     elif isinstance(speculation, DraftTargetDecodingConfig):
         config.draft_session = draft_session
         config.max_draft_len = speculation.max_draft_len
-        config.max_draft_tokens = speculation.max_draft_len
 
 
 def _native() -> Any:

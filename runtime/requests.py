@@ -41,6 +41,8 @@ class EngineLimits:
     vocab_size: int
     max_input_len: int
     max_seq_len: int
+    max_batch_size: int
+    """Sequences in a step, which all of a request's must fit into."""
     end_ids: tuple[int, ...]
 
 
@@ -149,6 +151,11 @@ class RequestMaker:
             raise UsageError(
                 f"beam width {params.num_sampled} exceeds max_beam_width {self._max_beam_width} of this LLM",
                 f"make the LLM with max_beam_width={params.num_sampled}",
+            )
+        if params.num_sampled > self._limits.max_batch_size:
+            raise UsageError(
+                f"{params.num_sampled} sequences of one prompt exceed max_batch_size {self._limits.max_batch_size}",
+                "ask for fewer, or make the LLM with a larger max_batch_size",
             )
         native.beam_width = params.num_sampled if params.use_beam_search else 1
         native.num_return_sequences = params.n if params.use_beam_search else params.num_sampled

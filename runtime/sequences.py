@@ -99,8 +99,9 @@ class GeneratedSequence:
             output.finish_reason = _FINISH_REASONS[response.finish_reason]
             named = response.stop_token in (self._params.stop_token_ids or ())
             output.stop_reason = response.stop_token if named else None
-        if response.generation_logits is not None:
-            output.generation_logits = response.generation_logits[: self._generated]
+        logits = response.generation_logits  # asked for once: the response hands its memory over
+        if logits is not None:
+            output.generation_logits = logits[: self._generated]
 
     def _show(self, text: str) -> None:
         if text and self._params.detokenize:
@@ -138,8 +139,9 @@ class GeneratedRequest:
 
     def accept(self, response: Any) -> bool:
         """Takes a response in; True when its sequence should be ended because of a stop string."""
-        if response.context_logits is not None:
-            self._result.context_logits = response.context_logits
+        logits = response.context_logits  # asked for once: the response hands its memory over
+        if logits is not None:
+            self._result.context_logits = logits
         if response.prompt_logprobs:
             self._take_prompt_logprobs(response)
         sequence = self._sequences[response.sequence_index]

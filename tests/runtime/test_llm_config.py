@@ -81,7 +81,6 @@ def test_policies_cache_and_drafts_reach_the_executor() -> None:
         "secondary_offload_min_priority": 20,
         "ngram_max_draft_len": 6,
         "ngram_max_matching_ngram_size": 2,
-        "max_draft_tokens": 6,
         "max_beam_width": 4,
     }
     assert {name: made[name] for name in expected} == expected

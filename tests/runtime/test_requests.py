@@ -16,7 +16,7 @@ from trtllm.runtime.requests import EngineLimits, RequestMaker, RequestOptions
 from trtllm.runtime.sampling import LookaheadDecodingConfig, SamplingParams
 from trtllm.runtime.tokenizer import Tokenizer
 
-LIMITS = EngineLimits(vocab_size=300, max_input_len=20, max_seq_len=24, end_ids=(257,))
+LIMITS = EngineLimits(vocab_size=300, max_input_len=20, max_seq_len=24, max_batch_size=8, end_ids=(257,))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,7 @@ def test_processors_run_one_after_the_other(tokenizer: Tokenizer) -> None:
     ("params", "says"),
     [
         ({"use_beam_search": True, "best_of": 5}, "beam width 5 exceeds max_beam_width 4"),
+        ({"top_k": 3, "n": 9}, "9 sequences of one prompt exceed max_batch_size 8"),
         ({"logit_bias": {300: 1.0}}, "token id 300"),
         ({"embedding_bias": [1.0]}, "embedding_bias has 1 numbers, the vocabulary 300"),
         ({"lookahead_config": LookaheadDecodingConfig()}, "speculative_config=NGramDecodingConfig"),
