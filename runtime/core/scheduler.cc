@@ -111,7 +111,7 @@ StepPlan Scheduler::schedule(std::int64_t now_ms) { return planner_->plan(now_ms
 void Scheduler::complete_row(const PlannedRow &row, std::int32_t num_valid, std::int64_t now_ms) {
     ScheduledRequest *request = books_->find(row.request);
     if (request == nullptr) return;
-    ScheduledSequence &sequence = books_->at(row.request, row.sequence);
+    ScheduledSequence &sequence = RequestBooks::at(*request, row.sequence);
     if (!sequence.in_step || sequence.cache_id != row.cache_id) return;  // cancelled while the step ran
     const std::int32_t num_own = row.num_tokens - row.num_draft_tokens;
     if (num_valid < num_own || num_valid > row.num_tokens) {
@@ -133,7 +133,7 @@ void Scheduler::complete_row(const PlannedRow &row, std::int32_t num_valid, std:
 void Scheduler::append(RequestId id, std::int32_t index, std::span<const TokenId> tokens) {
     ScheduledRequest *request = books_->find(id);
     if (request == nullptr) return;
-    ScheduledSequence &sequence = books_->at(id, index);
+    ScheduledSequence &sequence = RequestBooks::at(*request, index);
     if (!sequence.is_live()) return;
     const auto fail = [&](const char *what) { throw std::logic_error("request " + std::to_string(id) + ": " + what); };
     if (!request->is_forked && request->max_sequences > 1) fail("append() instead of start_sequences()");
@@ -170,9 +170,9 @@ void Scheduler::start_sequences(RequestId id, std::span<const TokenId> first_tok
 }
 
 void Scheduler::set_drafts(RequestId id, std::int32_t index, std::span<const TokenId> drafts) {
-    const ScheduledRequest *request = books_->find(id);
+    ScheduledRequest *request = books_->find(id);
     if (request == nullptr) return;
-    ScheduledSequence &sequence = books_->at(id, index);
+    ScheduledSequence &sequence = RequestBooks::at(*request, index);
     if (!sequence.is_live()) return;
     if (!request->can_generate(sequence) || request->is_beam_search || sequence.in_step) {
         throw std::logic_error("set_drafts() for a sequence that generating() does not name");
@@ -187,7 +187,7 @@ void Scheduler::set_drafts(RequestId id, std::int32_t index, std::span<const Tok
 void Scheduler::finish_sequence(RequestId id, std::int32_t index, std::int64_t now_ms) {
     ScheduledRequest *request = books_->find(id);
     if (request == nullptr) return;
-    ScheduledSequence &sequence = books_->at(id, index);
+    ScheduledSequence &sequence = RequestBooks::at(*request, index);
     if (sequence.is_live()) books_->finish(*request, sequence, now_ms);
 }
 
@@ -208,7 +208,7 @@ RequestStage Scheduler::stage(RequestId id) const {
 }
 
 std::span<const TokenId> Scheduler::tokens(RequestId id, std::int32_t sequence) const {
-    return books_->at(id, sequence).tokens;
+    return RequestBooks::at(books_->at(id), sequence).tokens;
 }
 
 std::int32_t Scheduler::num_sequences(RequestId id) const {

@@ -19,10 +19,9 @@ ScheduledRequest &RequestBooks::at(RequestId id) const {
     throw std::logic_error("request " + std::to_string(id) + " is not known to the scheduler");
 }
 
-ScheduledSequence &RequestBooks::at(RequestId id, std::int32_t sequence) const {
-    ScheduledRequest &request = at(id);
+ScheduledSequence &RequestBooks::at(ScheduledRequest &request, std::int32_t sequence) {
     if (sequence >= 0 && sequence < static_cast<std::int32_t>(request.sequences.size())) return request.sequences[sequence];
-    throw std::logic_error("request " + std::to_string(id) + " has no sequence " + std::to_string(sequence));
+    throw std::logic_error("request " + std::to_string(request.id) + " has no sequence " + std::to_string(sequence));
 }
 
 void RequestBooks::enqueue(std::unique_ptr<ScheduledRequest> request) {

@@ -22,7 +22,7 @@ public:
 
     ScheduledRequest *find(RequestId id) const;  // null when unknown
     ScheduledRequest &at(RequestId id) const;    // throws std::logic_error when unknown
-    ScheduledSequence &at(RequestId id, std::int32_t sequence) const;
+    static ScheduledSequence &at(ScheduledRequest &request, std::int32_t sequence);
 
     void enqueue(std::unique_ptr<ScheduledRequest> request);
     // From the queue into flight, and back without its cache.
