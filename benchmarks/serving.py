@@ -17,8 +17,10 @@ a fresh process in every round, in an order shuffled for the round, on the same 
 import argparse
 import dataclasses
 import json
+import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -103,13 +105,20 @@ def run_process(job: Job, arguments: argparse.Namespace) -> dict:
     interpreter = sys.executable if contender.is_ours else arguments.peer_python
     script = Path(__file__).with_name("serving_process.py")
     command = [interpreter, str(script), json.dumps(dataclasses.asdict(job))]
+    # A session of its own, so that a server which the process has started ends with it.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"error": f"took longer than {TIME_LIMIT_SECONDS} s"}
-    if finished.returncode:
-        return {"error": (finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"])[-1]}
-    return json.loads(finished.stdout.splitlines()[-1])
+        output, errors = process.communicate(timeout=TIME_LIMIT_SECONDS)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return {"error": f"took longer than {TIME_LIMIT_SECONDS} s"}
+        raise
+    if process.returncode:
+        return {"error": (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
+    return json.loads(output.splitlines()[-1])
 
 
 def make_job(name: str, mode: Mode, seed: int, arguments: argparse.Namespace) -> Job:
