@@ -81,6 +81,8 @@ def _convert_fields(instance: Any) -> Iterator[str]:
     hints = _hints(instance.__class__)
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
+        if value is field.default:
+            continue
         converted = _converted(value, hints[field.name])
         if converted is _NOT:
             yield f"{field.name} is {_shown(value)}, expected {_type_name(hints[field.name])}"
