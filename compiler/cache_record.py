@@ -6,10 +6,7 @@ from typing import Any
 
 from trtllm.compiler.compiled import Compiled
 from trtllm.compiler.estimates import cache_nbytes_per_token
-from trtllm.compiler.ir.network import CacheGroup
-
-TOKENS_PER_BLOCK = 32
-"""Of a paged cache, unless the session that opens the engine chooses another size: graphs take any."""
+from trtllm.compiler.ir.network import TOKENS_PER_BLOCK, CacheGroup
 
 
 def cache_record(compiled: Compiled) -> dict[str, Any]:

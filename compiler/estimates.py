@@ -9,6 +9,7 @@ from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import DEFAULT_CHUNK_BYTES
 from trtllm.checkpoints.working_memory import chunk_memory
 from trtllm.compiler.compiled import Compiled
+from trtllm.compiler.ir.network import TOKENS_PER_BLOCK
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import DTYPES, Weight
 from trtllm.compiler.targets.weights_file import file_nbytes, in_file_order
@@ -100,8 +101,11 @@ def disk_nbytes(compiled: Compiled, checkpoint: Checkpoint) -> int:
 
 
 def cache_nbytes(compiled: Compiled) -> int:
-    """Bytes of the key-value cache at max_batch_size sequences of max_seq_len tokens, blocks filled."""
-    return compiled.build.max_batch_size * (compiled.build.max_seq_len or 0) * cache_nbytes_per_token(compiled)
+    """Bytes of the key-value cache at max_batch_size sequences of max_seq_len tokens, in whole blocks."""
+    tokens = compiled.build.max_seq_len or 0
+    if compiled.network.cache_groups:
+        tokens = -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    return compiled.build.max_batch_size * tokens * cache_nbytes_per_token(compiled)
 
 
 def cache_nbytes_per_token(compiled: Compiled, layers: Iterable[int] | None = None) -> int:

@@ -53,7 +53,7 @@ class BuildPlan:
     engine_bytes: int
     cache_bytes_per_token: int
     cache_bytes: int
-    """Of max_batch_size sequences of max_seq_len tokens."""
+    """Of max_batch_size sequences of max_seq_len tokens, in whole blocks where the cache is paged."""
     chunk_bytes: int
     """How much of a weight is read at once."""
     resident_memory: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before, replace
 from trtllm.passes.lower_cached_attention import CPU, FusedAttention, fused_attention
 
-SYMBOLS = {"batch": 1, "sequence": "tokens"}
+SYMBOLS: Mapping[str, int | str] = {"batch": 1, "sequence": "tokens"}
 """What the extents of a padded graph become."""
 
 
@@ -88,7 +89,7 @@ def _pack(network: Network, attentions: list[tuple[ir.Node, FusedAttention]]) ->
     for node in list(network.graph):
         for value in node.outputs:
             if value.shape is not None:
-                value.shape = ir.Shape([SYMBOLS.get(extent, extent) for extent in dims(value)])  # type: ignore[call-overload]
+                value.shape = _packed_shape(value)
         if is_dialect(node, "Positions"):
             replace(node, [inputs.positions])
     table_of = {
@@ -100,6 +101,10 @@ def _pack(network: Network, attentions: list[tuple[ir.Node, FusedAttention]]) ->
         _choose_logits(network, head, inputs.logits_indices)
     lengths = next(value for value in network.graph.inputs if value.name == "lengths")
     network.graph.inputs.remove(lengths)
+
+
+def _packed_shape(value: ir.Value) -> ir.Shape:
+    return ir.Shape([SYMBOLS.get(extent, extent) if isinstance(extent, str) else extent for extent in dims(value)])
 
 
 def _replace_inputs(network: Network) -> _Inputs:

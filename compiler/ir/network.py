@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+TOKENS_PER_BLOCK = 32
+"""Of a paged cache, unless the session that opens the engine chooses another size: graphs take any."""
+
 
 @dataclass(frozen=True)
 class CacheLayer:

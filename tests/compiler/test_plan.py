@@ -45,10 +45,13 @@ def test_weights_are_exact_and_the_directory_near(tiny_checkpoint, tmp_path, qua
     assert engine.nbytes <= plan.engine_bytes < engine.nbytes + 200_000
 
 
-def test_the_cache_is_counted_for_every_layer_and_slot(tiny_checkpoint):
-    plan = plan_build(open_model(tiny_checkpoint), build_config({"max_batch_size": 3, "max_seq_len": 40}))
+@pytest.mark.parametrize(("level", "tokens"), [(1, 40), (2, 64)])
+def test_the_cache_is_counted_for_every_layer_and_slot(tiny_checkpoint, level, tokens):
+    """A linear cache has the tokens that were asked for, a paged one whole blocks of 32."""
+    options = {"max_batch_size": 3, "max_seq_len": 40, "optimization_level": level}
+    plan = plan_build(open_model(tiny_checkpoint), build_config(options))
     assert plan.cache_bytes_per_token == 2 * 2 * 2 * 16 * 4  # layers, key and value, heads, head size, float32
-    assert plan.cache_bytes == 3 * 40 * plan.cache_bytes_per_token
+    assert plan.cache_bytes == 3 * tokens * plan.cache_bytes_per_token
 
 
 def test_a_plan_is_json_and_tells_what_passes_do(tiny_checkpoint):
