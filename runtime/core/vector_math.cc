@@ -192,6 +192,12 @@ VECTOR_INLINE float largest_of_block(const float *block, Flags &bad) {
     return fold_larger<kLanes / 2>(larger(first, second));
 }
 
+// Asks for a block ahead of its time: sums keep the machine too busy to run ahead of them by itself. Addresses behind
+// the row do no harm.
+VECTOR_INLINE void fetch(const float *block) {
+    for (int i = 0; i < kBlock; i += 16) __builtin_prefetch(block + i);
+}
+
 VECTOR_TARGET bool maxima(const float *x, std::int64_t size, float *to) {
     Flags bad{};
     const std::int64_t whole = size / kBlock;
@@ -204,6 +210,7 @@ VECTOR_TARGET bool maxima(const float *x, std::int64_t size, float *to) {
 VECTOR_TARGET bool maxima_and_sums(const float *x, std::int64_t size, float scale, float *to, float *sums) {
     Flags bad{};
     const auto do_block = [&](const float *block, std::int64_t b) VECTOR_TARGET {
+        fetch(block + 4 * kBlock);
         to[b] = largest_of_block(block, bad);
         sums[b] = sum_block<false>(block, 0.0f, to[b] > -FLT_MAX ? to[b] : -FLT_MAX, scale);
     };
