@@ -5,7 +5,8 @@
 
 namespace trtllm::executor {
 
-BlockStore::BlockStore(std::int32_t group, const CacheShape &shape, const KvCacheOptions &options, CacheJournal &journal)
+BlockStore::BlockStore(std::int32_t group, const CacheShape &shape, const KvCacheOptions &options,
+                       CacheJournal &journal)
     : group_(group),
       window_(shape.groups[static_cast<std::size_t>(group)].window),
       tokens_per_block_(shape.tokens_per_block),

@@ -1,4 +1,4 @@
-// The blocks of one group, in both pools, and the tree that says what they hold: who may take which, and what goes first.
+// The blocks of one group, in both pools, and the tree that says what they hold: who may take which, what goes first.
 //
 // A block of the primary pool is free, used (it has references), or kept: unused, but a node of the tree names it. In a
 // group without a window only kept blocks below which nothing is in the pool can be evicted, so that what remains is

@@ -26,7 +26,8 @@ public:
     const Key &key(std::int32_t item) const { return entries_[place(item)].first; }
 
     void insert(std::int32_t item, Key key) {
-        if (static_cast<std::size_t>(item) >= places_.size()) places_.resize(static_cast<std::size_t>(item) + 1, absent);
+        const std::size_t most = static_cast<std::size_t>(item);
+        if (most >= places_.size()) places_.resize(most + 1, absent);
         entries_.emplace_back(std::move(key), item);
         places_[static_cast<std::size_t>(item)] = entries_.size() - 1;
         rise(entries_.size() - 1);
@@ -60,7 +61,10 @@ private:
     }
 
     void rise(std::size_t at) {
-        for (; at > 0 && entries_[at].first < entries_[(at - 1) / 2].first; at = (at - 1) / 2) exchange(at, (at - 1) / 2);
+        while (at > 0 && entries_[at].first < entries_[(at - 1) / 2].first) {
+            exchange(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
     }
 
     void sink(std::size_t at) {

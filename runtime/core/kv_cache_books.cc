@@ -1,5 +1,5 @@
-// Operations over all groups. A group with a narrower window uses no block where the widest does not, and shares wherever
-// that one shares; so blocks that the widest group can give, all can.
+// Operations over all groups. A group with a narrower window uses no block where the widest does not, and shares
+// wherever that one shares; so blocks that the widest group can give, all can.
 #include "kv_cache_books.h"
 
 #include <algorithm>
@@ -49,7 +49,8 @@ const Sequence &KvCacheManager::Books::sequence(SequenceId id) const {
 
 Sequence &KvCacheManager::Books::find(SequenceId id) { return const_cast<Sequence &>(sequence(id)); }
 
-Sequence &KvCacheManager::Books::open(SequenceId id, const SequenceOptions &sequence_options, std::int32_t prompt_length) {
+Sequence &KvCacheManager::Books::open(SequenceId id, const SequenceOptions &sequence_options,
+                                      std::int32_t prompt_length) {
     const auto [at, is_new] = sequences_.try_emplace(id);
     if (!is_new) throw std::logic_error("the cache knows a sequence " + std::to_string(id) + " already");
     Sequence &sequence = at->second;
@@ -94,9 +95,9 @@ void KvCacheManager::Books::give(Sequence &sequence, std::size_t group, const Gr
     const std::int32_t first = std::min(store.first_needed(num_tokens), num_full);
     const std::span<const NodeIndex> needed =
         std::span(match.path).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(num_full - first));
-    const NodeIndex parent =
-        num_full > 0 ? match.path[static_cast<std::size_t>(num_full - 1)] : store.tree().make_root(sequence.options.key);
-    table.start(parent);
+    const bool has_path = num_full > 0;
+    table.start(has_path ? match.path[static_cast<std::size_t>(num_full - 1)]
+                         : store.tree().make_root(sequence.options.key));
     for (const NodeIndex node : needed) store.pin(node);
     for (const NodeIndex node : needed) {
         if (store.is_primary(store.tree()[node].block)) store.add_reference(store.tree()[node].block);
@@ -212,7 +213,9 @@ void KvCacheManager::Books::truncate(SequenceId id, std::int32_t num_tokens) {
     for (std::size_t group = 0; group < stores_.size(); ++group) {
         most_blocks = std::min(most_blocks, edit(sequence, group).first_shared(num_tokens));
     }
-    for (std::size_t group = 0; group < stores_.size(); ++group) edit(sequence, group).truncate(num_tokens, most_blocks);
+    for (std::size_t group = 0; group < stores_.size(); ++group) {
+        edit(sequence, group).truncate(num_tokens, most_blocks);
+    }
     sequence.tokens.resize(static_cast<std::size_t>(num_tokens));
     settle_accounts();
 }

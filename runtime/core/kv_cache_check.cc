@@ -76,7 +76,8 @@ void BlockStore::check_nodes(std::span<const Sequence *const> sequences) const {
     for (NodeIndex node = 0; node < tree_.capacity(); ++node) {
         if (!tree_[node].is_alive) continue;
         HOLDS(tree_[node].pins == pins[static_cast<std::size_t>(node)], named("pins are wrong of node", node));
-        HOLDS(evictable_.contains(node) == belongs_to_primary_queue(node), named("wrongly (not) evictable: node", node));
+        HOLDS(evictable_.contains(node) == belongs_to_primary_queue(node),
+              named("wrongly (not) evictable: node", node));
         HOLDS(host_evictable_.contains(node) == belongs_to_host_queue(node),
               named("wrongly (not) evictable on the host: node", node));
         queued += evictable_.contains(node) ? 1 : 0;
@@ -93,8 +94,10 @@ void BlockStore::check_node(NodeIndex index) const {
     HOLDS(!is_root || node.block == no_block, named("a block belongs to root", index));
     HOLDS(is_root || (!node.tokens.empty() && node.tokens.size() <= static_cast<std::size_t>(tokens_per_block_)),
           named("a wrong number of tokens has node", index));
-    HOLDS(node.block != no_block || !node.children.empty() || node.pins > 0, named("holds and leads to nothing: node", index));
-    HOLDS(is_root || is_windowed() || node.block != no_block, named("a hole in a path that must have none: node", index));
+    HOLDS(node.block != no_block || !node.children.empty() || node.pins > 0,
+          named("holds and leads to nothing: node", index));
+    HOLDS(is_root || is_windowed() || node.block != no_block,
+          named("a hole in a path that must have none: node", index));
     const bool is_full = node.tokens.size() == static_cast<std::size_t>(tokens_per_block_);
     HOLDS(is_root || is_full || node.children.empty(), named("children below a block that is not full: node", index));
     std::int32_t primary_children = 0;
@@ -168,7 +171,8 @@ void KvCacheManager::Books::check_table(const Sequence &sequence, const BlockSto
     }
 }
 
-void KvCacheManager::Books::check_path(const Sequence &sequence, const BlockStore &store, const BlockTable &table) const {
+void KvCacheManager::Books::check_path(const Sequence &sequence, const BlockStore &store,
+                                       const BlockTable &table) const {
     const auto fail = [&](const std::string &what) { fail_sequence(sequence, what); };
     const std::int32_t committed = sequence.num_committed(), size = shape.tokens_per_block;
     const RadixTree &tree = store.tree();
@@ -177,14 +181,19 @@ void KvCacheManager::Books::check_path(const Sequence &sequence, const BlockStor
         const BlockId block = table.blocks[static_cast<std::size_t>(i)];
         HOLDS(std::ranges::equal(tree[node].tokens, sequence.range(i * size, (i + 1) * size)),
               named("the tree's path has other tokens at position", i));
-        HOLDS(block == no_block || tree[node].block == block, named("the tree's path has another block at position", i));
+        HOLDS(block == no_block || tree[node].block == block,
+              named("the tree's path has another block at position", i));
     }
-    HOLDS(tree[node].parent == no_node && tree[node].key == sequence.options.key, "the path does not begin at its root");
+    HOLDS(tree[node].parent == no_node && tree[node].key == sequence.options.key,
+          "the path does not begin at its root");
     if (committed % size == 0) return;
     const std::span<const TokenId> tail = sequence.range(committed / size * size, committed);
     const NodeIndex own = store.node_of(table.blocks[static_cast<std::size_t>(committed / size)]);
-    const auto starts_with_tail = [&](NodeIndex of) { return RadixTree::shared_length(tree[of].tokens, tail) == tail.size(); };
-    HOLDS(own == no_node || (tree[own].parent == table.parent && starts_with_tail(own)), "the tail's node is another's");
+    const auto starts_with_tail = [&](NodeIndex of) {
+        return RadixTree::shared_length(tree[of].tokens, tail) == tail.size();
+    };
+    HOLDS(own == no_node || (tree[own].parent == table.parent && starts_with_tail(own)),
+          "the tail's node is another's");
     HOLDS(own == no_node || table.is_tail_shared || tree[own].tokens.size() == tail.size(),
           "the tail's node claims more than was committed");
     HOLDS(own != no_node || !tree.is_alive(table.cover) || starts_with_tail(table.cover.index),

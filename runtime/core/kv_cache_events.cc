@@ -35,7 +35,9 @@ void write_block(std::ostream &out, const StoredBlock &block) {
     out << R"(, "cache_level": )" << block.cache_level << R"(, "priority": )" << block.priority << "}";
 }
 
-void write_change(std::ostream &out, const char *name, const std::optional<std::pair<std::int32_t, std::int32_t>> &change) {
+using Change = std::optional<std::pair<std::int32_t, std::int32_t>>;  // from, to
+
+void write_change(std::ostream &out, const char *name, const Change &change) {
     out << ", \"" << name << "\": ";
     if (!change) {
         out << "null";

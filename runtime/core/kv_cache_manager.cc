@@ -13,8 +13,8 @@ KvCacheManager::KvCacheManager(const CacheShape &shape, const KvCacheOptions &op
 
 KvCacheManager::~KvCacheManager() = default;
 
-std::int32_t KvCacheManager::add_sequence(SequenceId id, std::span<const TokenId> tokens, const SequenceOptions &options,
-                                          std::int64_t now_ms) {
+std::int32_t KvCacheManager::add_sequence(SequenceId id, std::span<const TokenId> tokens,
+                                          const SequenceOptions &options, std::int64_t now_ms) {
     books_->set_now(now_ms);
     return books_->add(id, tokens, options);
 }

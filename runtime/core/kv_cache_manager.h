@@ -24,7 +24,9 @@ public:
 
     // Opens the books of a sequence and gives it what the cache holds of `tokens`, at most tokens.size() - 1 tokens,
     // so that at least one is left to compute. Returns how many tokens are in its cache now. Allocates no more than the
-    // one block that a partial match is copied into (per group); without a free block it takes the full blocks only.
+    // one block that a partial match is copied into (per group), and one for each block that comes back from the host;
+    // without free blocks it takes fewer. An unused block that matches to its end, or that would have to make room for
+    // its own copy, is taken over instead of copied.
     std::int32_t add_sequence(SequenceId id, std::span<const TokenId> tokens, const SequenceOptions &options,
                               std::int64_t now_ms);
 
@@ -43,10 +45,14 @@ public:
     // False, and nothing changes, without a free block, or when a window has let go of blocks that are needed.
     bool fork(SequenceId parent, SequenceId child, std::int32_t num_tokens, std::int64_t now_ms);
 
-    // Forgets committed tokens from `num_tokens` on. Blocks stay reserved.
+    // Forgets committed tokens from `num_tokens` on. Blocks stay reserved, except those behind `num_tokens` that others
+    // use too and what follows them. What others share is never rewritten: when the new last block is shared, the next
+    // reserve(), which must come before the next commit(), makes a copy (missing_blocks() counts it). Throws
+    // std::logic_error, and nothing changes, when a window has let go of blocks that are needed and no longer kept.
     void truncate(SequenceId id, std::int32_t num_tokens);
 
-    // Closes the books. What it committed stays for reuse until the blocks are needed; with `keep` false nothing does.
+    // Closes the books. What it committed stays for reuse until the blocks are needed; with `keep` false nothing does
+    // that this sequence put in, or had brought back from the host, and that no other sequence uses.
     void remove_sequence(SequenceId id, std::int64_t now_ms, bool keep = true);
 
     bool has_sequence(SequenceId id) const;
@@ -63,8 +69,9 @@ public:
     std::int32_t blocks_for(std::int32_t num_tokens, std::int32_t max_chunk) const;
     // Blocks, of the group that needs most, that reserve(id, num_tokens) would have to take.
     std::int32_t missing_blocks(SequenceId id, std::int32_t num_tokens) const;
-    // Blocks that the sequence holds, of the group that holds most, counting shared ones; when every group has a window,
-    // a shared block counts for one of its sequences. So blocks_for(end) - held_blocks() is the most it will still take.
+    // Blocks that the sequence holds, of the group that holds most, counting shared ones; when every group has a
+    // window, a shared block counts for one of its sequences. So blocks_for(end) - held_blocks() is the most it will
+    // still take. A tail that truncate() left shared is not counted: reserve() will take a block for its copy.
     std::int32_t held_blocks(SequenceId id) const;
 
     const CacheShape &shape() const;
@@ -75,7 +82,7 @@ public:
     std::vector<KvCacheEvent> take_events();
     KvCacheStats stats() const;
 
-    // Forgets everything that is kept for reuse.
+    // Forgets everything that is kept for reuse. What running sequences have is not shared any further either.
     void clear_reusable(std::int64_t now_ms);
 
     // Proves that the books balance: every block is free, used or kept exactly once, reference counts equal the tables

@@ -16,8 +16,8 @@ struct BlockTable {
     std::int32_t first_held = 0;   // earlier ones slid out of the window
     NodeIndex parent = no_node;    // of the last full committed block, or the root; pinned. None: shares nothing
     NodeHandle cover;              // a node that begins with the tail's tokens, while the tail has no node of its own
-    // After a truncation: the tail's block holds more than the sequence has and others use it, so nothing may be written
-    // to it before reserve() has made a copy.
+    // After a truncation: the tail's block holds more than the sequence has and others use it, so nothing may be
+    // written to it before reserve() has made a copy.
     bool is_tail_shared = false;
     std::int32_t num_charged = 0;  // blocks that are in use on this sequence's account; each is on one
 };

@@ -24,7 +24,8 @@ TEST_CASE("a stored event lists its blocks, with the parent's hash if there is o
         R"("blocks": [{"type": "stored_block", "block_hash": 18446744073709551615, "tokens": )"
         R"([{"type": "unique_token", "token_id": 5, "token_extra_id": 0}, )"
         R"({"type": "unique_token", "token_id": 6, "token_extra_id": 0}], "cache_level": 0, "priority": 35}]}})";
-    const std::string head = R"({"event_id": 7, "type": "stored", "group": 1, "data": {"type": "stored", "parent_hash": )";
+    const std::string head =
+        R"({"event_id": 7, "type": "stored", "group": 1, "data": {"type": "stored", "parent_hash": )";
     CHECK_EQ(to_json(event), head + "null, " + blocks);
     event.parent_hash = 99;
     CHECK_EQ(to_json(event), head + "99, " + blocks);

@@ -70,7 +70,9 @@ public:
 private:
     std::vector<TokenId> tokens(std::int64_t count) {
         std::vector<TokenId> result;
-        for (std::int64_t i = 0; i < count; ++i) result.push_back(static_cast<TokenId>(pick(random_, 0, vocabulary_ - 1)));
+        while (static_cast<std::int64_t>(result.size()) < count) {
+            result.push_back(static_cast<TokenId>(pick(random_, 0, vocabulary_ - 1)));
+        }
         return result;
     }
 
@@ -86,7 +88,8 @@ private:
     std::vector<TokenId> random_prompt() {
         std::vector<TokenId> prompt;
         if (!prompts_.empty() && pick(random_, 0, 3) > 0) {
-            prompt = prompts_[static_cast<std::size_t>(pick(random_, 0, static_cast<std::int64_t>(prompts_.size()) - 1))];
+            const std::int64_t last = static_cast<std::int64_t>(prompts_.size()) - 1;
+            prompt = prompts_[static_cast<std::size_t>(pick(random_, 0, last))];
             prompt.resize(static_cast<std::size_t>(pick(random_, 0, static_cast<std::int64_t>(prompt.size()))));
         }
         const std::int64_t room = most_tokens() - static_cast<std::int64_t>(prompt.size());
@@ -147,9 +150,8 @@ private:
 
     void fork() {
         const SequenceId parent = some(), child = next_;
-        if (!world_.fork(parent, child, static_cast<std::int32_t>(pick(random_, 0, world_.cache.num_committed(parent))))) {
-            return;
-        }
+        const std::int64_t num_tokens = pick(random_, 0, world_.cache.num_committed(parent));
+        if (!world_.fork(parent, child, static_cast<std::int32_t>(num_tokens))) return;
         ++next_;
         pending_[child] = {};
     }

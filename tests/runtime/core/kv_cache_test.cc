@@ -8,7 +8,8 @@ namespace {
 
 using namespace model;
 
-CacheShape shape_of(std::int32_t block, std::int32_t blocks, std::int32_t host = 0, std::vector<std::int32_t> windows = {0}) {
+CacheShape shape_of(std::int32_t block, std::int32_t blocks, std::int32_t host = 0,
+                    std::vector<std::int32_t> windows = {0}) {
     CacheShape shape;
     shape.tokens_per_block = block;
     shape.num_blocks = blocks;
@@ -259,8 +260,8 @@ TEST_CASE("copies that are executed in order never read a block that was written
     world.run(1, range(0, 8));
     world.run(2, range(50, 8));
     world.run(3, range(90, 8));  // 1 is on the host now
-    // Bringing 1 back sends 2 to the host, block by block through the same places; then part of 2 is wanted, which makes
-    // room in the place of 3. Nothing is executed in between.
+    // Bringing 1 back sends 2 to the host, block by block through the same places; then part of 2 is wanted, which
+    // makes room in the place of 3. Nothing is executed in between.
     CHECK_EQ(world.add(4, joined(range(0, 8), {1})), 8);
     CHECK_EQ(world.add(5, joined(range(50, 2), {1})), 2);
     const std::vector<BlockCopy> copies = world.cache.take_copies();
@@ -269,7 +270,7 @@ TEST_CASE("copies that are executed in order never read a block that was written
     reversed.replay({copies.rbegin(), copies.rend()});
     world.memory.replay(copies);
     world.check();
-    CHECK_THROWS(reversed.verify(world.cache, 4, {}, range(0, 8)), testing::Failure);  // the order is what makes it right
+    CHECK_THROWS(reversed.verify(world.cache, 4, {}, range(0, 8)), testing::Failure);  // the order makes it right
 }
 
 TEST_CASE("blocks of little worth are dropped, and the host keeps what is worth most") {
@@ -463,9 +464,9 @@ TEST_CASE("blocks that were promised to admitted sequences can always be reserve
     for (int round = 0; round < testing::scaled(300); ++round) {
         const std::vector<std::vector<std::int32_t>> windows = {{0}, {0, 9}, {9}, {9, 17}, {5, 0}};
         const std::int32_t block = static_cast<std::int32_t>(testing::pick(random, 1, 8));
-        World world(shape_of(block, static_cast<std::int32_t>(testing::pick(random, 6, 40)),
-                             static_cast<std::int32_t>(testing::pick(random, 0, 8)), windows[static_cast<std::size_t>(round) % 5]),
-                    {});
+        const std::int32_t blocks = static_cast<std::int32_t>(testing::pick(random, 6, 40));
+        const std::int32_t host = static_cast<std::int32_t>(testing::pick(random, 0, 8));
+        World world(shape_of(block, blocks, host, windows[static_cast<std::size_t>(round) % 5]), {});
         constexpr std::int32_t most_chunk = 5;
         std::map<SequenceId, std::vector<TokenId>> plans;
         const auto owed = [&] {
