@@ -157,7 +157,7 @@ class Dispatcher:
     """Hands requests to the executor, and its responses to their handles, on a thread of its own."""
 
     def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+        self._executor: Executor | None = executor
         self._handles: dict[int, RequestHandle] = {}
         self._lock = threading.Lock()
         self._is_closing = False
@@ -173,10 +173,9 @@ class Dispatcher:
                 raise UsageError("this LLM has been shut down", "make a new one")
             if self._broken is not None:
                 raise self._broken
+            assert self._executor is not None
             request_id = self._executor.enqueue(request)
-            handle = RequestHandle(
-                generated(request_id), lambda: self._executor.cancel(request_id), streaming=streaming
-            )
+            handle = RequestHandle(generated(request_id), partial(self._cancel, request_id), streaming=streaming)
             self._handles[request_id] = handle
             return handle
 
@@ -188,17 +187,27 @@ class Dispatcher:
         """Ends the executor: requests under way finish or are cancelled, and their handles are told. Idempotent."""
         with self._lock:
             self._is_closing = True
-        self._executor.shutdown(finish)
+            executor = self._executor
+        if executor is not None:
+            executor.shutdown(finish)
         self._has_ended.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self._executor = None  # handles that live on keep no engine
+
+    def _cancel(self, request_id: int) -> None:
+        executor = self._executor
+        if executor is not None:
+            executor.cancel(request_id)
 
     def _run(self) -> None:
+        executor = self._executor
+        assert executor is not None, "the thread starts before anybody can shut down"
         try:
             while not self._has_ended.is_set():
-                self._deliver(self._executor.await_responses(_AWAIT_MS))
-            while responses := self._executor.await_responses(0):
-                self._deliver(responses)
+                self._deliver(executor, executor.await_responses(_AWAIT_MS))
+            while responses := executor.await_responses(0):
+                self._deliver(executor, responses)
             cause = TrtllmError("the LLM was shut down before the request had finished", "shut down with finish=True")
         except BaseException as error:
             cause = TrtllmError(f"the executor failed: {error}", "make a new LLM, and report this as a defect")
@@ -209,28 +218,28 @@ class Dispatcher:
         for handle in abandoned:
             handle.fail(cause)
 
-    def _deliver(self, responses: list[Any]) -> None:
+    def _deliver(self, executor: Executor, responses: list[Any]) -> None:
         for response in responses:
             with self._lock:
                 handle = self._handles.get(response.request_id)
                 if handle is not None and response.is_final:
                     del self._handles[response.request_id]
             if handle is not None:
-                self._hand_over(handle, response)
+                self._hand_over(executor, handle, response)
 
-    def _hand_over(self, handle: RequestHandle, response: Any) -> None:
+    def _hand_over(self, executor: Executor, handle: RequestHandle, response: Any) -> None:
         """One request's trouble is that request's alone."""
         if response.error:
             handle.fail(TrtllmError(response.error, response.error_hint))
             return
         try:
             if handle.accept(response):
-                self._executor.stop_sequence(response.request_id, response.sequence_index)
+                executor.stop_sequence(response.request_id, response.sequence_index)
         except Exception as error:
             cause = TrtllmError(f"an output could not be made: {error}", "report this as a defect")
             cause.__cause__ = error
             handle.fail(cause)
-            self._executor.cancel(response.request_id)
+            executor.cancel(response.request_id)
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -34,6 +34,7 @@ class CompletionOutput:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float | None = None
+    """Of all tokens; None unless log probabilities, the best of several sequences, or a beam search were asked for."""
     logprobs: TokenLogprobs = field(default_factory=list)
     prompt_logprobs: TokenLogprobs = field(default_factory=list)
     """Of the prompt's tokens from the second on."""

@@ -216,7 +216,7 @@ class RequestMaker:
             native.embedding_bias = bias
 
     def _set_results(self, native: Any, params: SamplingParams) -> None:
-        native.num_logprobs = -1 if params.logprobs is None else params.logprobs
+        native.num_logprobs = params.logprobs or 0 if params.sums_logprobs else -1
         native.num_prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         native.return_context_logits = params.return_context_logits
         native.return_generation_logits = params.return_generation_logits

@@ -122,6 +122,11 @@ class SamplingParams:
         return self.best_of or self.n
 
     @property
+    def sums_logprobs(self) -> bool:
+        """Whether the log probability of a whole sequence is wanted: by the user, or to tell the best."""
+        return self.logprobs is not None or self.use_beam_search or self.num_sampled > self.n
+
+    @property
     def stop_strings(self) -> list[str]:
         return [text for text in _listed(self.stop) if text]
 

@@ -62,13 +62,14 @@ class GeneratedSequence:
         for place, token in enumerate(response.token_ids):
             output.token_ids.append(token)
             self._generated += 1
-            if logprobs:
+            if logprobs and self._params.logprobs is not None:
                 output.logprobs.append(_logprob_dict(logprobs[place], top[place] if top else ()))
             if self._detokenizer is not None and self._feed(self._detokenizer.push(token), pieces):
                 break
         self._show("".join(pieces))
-        dropped = logprobs[len(response.token_ids[: place + 1]) :] if response.token_ids else ()
-        output.cumulative_logprob = response.cumulative_logprob - sum(logprob for _, logprob, _ in dropped)
+        if self._params.sums_logprobs:
+            dropped = logprobs[place + 1 :] if response.token_ids else ()
+            output.cumulative_logprob = response.cumulative_logprob - sum(logprob for _, logprob, _ in dropped)
 
     def _feed(self, text: str, pieces: list[str]) -> bool:
         """Adds the text that may be shown; True when a stop string is complete."""

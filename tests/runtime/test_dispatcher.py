@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,7 @@ def submit(dispatcher: Dispatcher, *, streaming: bool = False, **params: Any) ->
 
 
 def test_a_thread_that_waits_gets_the_finished_output(executor: Any, dispatcher: Dispatcher) -> None:
-    handle = submit(dispatcher)
+    handle = submit(dispatcher, logprobs=0)
     assert not handle.finished
     with pytest.raises(TimeoutError):
         handle.result(0.01)
@@ -218,3 +219,17 @@ def test_finished_requests_are_forgotten(executor: Any, dispatcher: Dispatcher) 
     gc.collect()
     alive = sum(isinstance(item, RequestHandle) for item in gc.get_objects())
     assert alive <= 3  # this test's, and what the interpreter still holds of the loop
+
+
+def test_a_handle_that_lives_on_keeps_no_engine() -> None:
+    executor = FAKE.FakeExecutor()
+    dispatcher = Dispatcher(executor)
+    handle = submit(dispatcher)
+    executor.end(handle.request_id)
+    handle.result(PATIENCE)
+    dispatcher.shutdown(finish=True)
+    reference = weakref.ref(executor)
+    del executor, dispatcher
+    gc.collect()
+    assert reference() is None
+    handle.abort()

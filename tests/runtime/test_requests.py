@@ -83,7 +83,7 @@ def test_a_prompt_that_cannot_be_served_is_refused(tokenizer: Tokenizer, prompt:
         ({"top_p": 0.9}, {"top_k": 0, "temperature": 1.0, "top_p": 0.9}),
         ({"top_k": 5, "seed": 7, "min_p": 0.1}, {"top_k": 5, "seed": 7, "min_p": 0.1}),
         ({"use_beam_search": True, "best_of": 4, "n": 2}, {"beam_width": 4, "num_return_sequences": 2}),
-        ({"best_of": 3, "top_k": 5}, {"beam_width": 1, "num_return_sequences": 3}),
+        ({"best_of": 3, "top_k": 5}, {"beam_width": 1, "num_return_sequences": 3, "num_logprobs": 0}),
         ({"logprobs": 0, "prompt_logprobs": 2}, {"num_logprobs": 0, "num_prompt_logprobs": 2}),
         ({}, {"num_logprobs": -1, "num_prompt_logprobs": -1, "end_ids": [257], "streaming": False}),
         ({"ignore_eos": True, "stop_token_ids": [3]}, {"end_ids": [3]}),
