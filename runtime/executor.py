@@ -119,4 +119,6 @@ def _native() -> Any:
         from trtllm import _native
     except ImportError as error:
         raise TargetError(f"the extension module cannot be loaded: {error}", "install the package again") from None
+    if not hasattr(_native, "Executor"):
+        raise TargetError("the extension module is older than this package and has no executor", "install it again")
     return _native

@@ -114,7 +114,7 @@ class SamplingParams:
             return False
         if self.temperature == 0.0 or self.top_k == 1 or self.top_p == 0.0:
             return True
-        return self.temperature is None and not self.top_k and self.top_p is None
+        return self.temperature is None and self.top_k is None and self.top_p is None
 
     @property
     def num_sampled(self) -> int:
