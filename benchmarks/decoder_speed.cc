@@ -1,12 +1,14 @@
 // Times the decoder on one core: the cost of a step for a batch of rows, every row distinct and read from memory.
 //
-// (one line, in runtime/core)
+// in runtime/core, on one line:
 //     g++ -std=c++20 -O3 -ffp-contract=off -Iinclude -I. -o /tmp/decoder_speed vector_math.cc
-//         row_selection.cc sampler.cc logits_adjuster.cc logprobs.cc sequence_decoder.cc ../../benchmarks/decoder_speed.cc
+//         row_selection.cc sampler.cc logits_adjuster.cc logprobs.cc sequence_decoder.cc
+//         ../../benchmarks/decoder_speed.cc
 //     /tmp/decoder_speed [repetitions]
 //
 // Two kinds of logits: "peaked" ones, as of a language model (a few candidates above a normal crowd: the nucleus of 0.9
-// holds some tens of tokens), and "flat" ones, a normal distribution alone, whose nucleus of 0.9 is half the vocabulary.
+// holds some tens of tokens), and "flat" ones, a normal distribution alone, whose nucleus of 0.9 is half the
+// vocabulary.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -65,7 +67,8 @@ std::vector<float> make_logits(int vocab_size, bool peaked) {
     for (float &logit : logits) logit = crowd(random);
     if (peaked)
         for (int row = 0; row < kRows; ++row)
-            for (int i = 0; i < 60; ++i) logits[static_cast<std::size_t>(row) * vocab_size + random() % vocab_size] = height(random);
+            for (int i = 0; i < 60; ++i)
+                logits[static_cast<std::size_t>(row) * vocab_size + random() % vocab_size] = height(random);
     return logits;
 }
 
@@ -86,8 +89,8 @@ double time_step(const Setting &setting, const std::vector<float> &source, int v
         std::copy(source.begin(), source.end(), logits.begin());
         const std::clock_t start = std::clock();
         for (int row = 0; row < kRows; ++row) {
-            const Choice choice = decoders[row].next(logits.data() + static_cast<std::size_t>(row) * vocab_size, scratch);
-            decoders[row].accept(choice.token);
+            float *const row_logits = logits.data() + static_cast<std::size_t>(row) * vocab_size;
+            decoders[row].accept(decoders[row].next(row_logits, scratch).token);
         }
         times.push_back(1e3 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
     }

@@ -79,7 +79,8 @@ std::int32_t BeamSearch::State::width_of_step() const {
 
 float BeamSearch::State::scored(float sum, std::int32_t at_length) const {
     if (at_length == 0) return sum;
-    return sum / static_cast<float>(std::pow(static_cast<double>(at_length), static_cast<double>(sampling().length_penalty)));
+    const double penalty = sampling().length_penalty;
+    return sum / static_cast<float>(std::pow(static_cast<double>(at_length), penalty));
 }
 
 void BeamSearch::State::add_candidates(std::int32_t beam, Row &row, std::int64_t count,

@@ -1,12 +1,12 @@
 // Beam search over one request: which beams go on from which, and the best finished hypotheses.
 //
-// The semantics are those of transformers' beam search (version 5). Logits become log probabilities, which the penalties
-// and bans then act on; max(2, 1 + end ids) * width candidates are looked at, equals by beam and token; those that end
-// (by an end token, a stop word or length) are set aside when they are among the first `width`, with score = sum of log
-// probabilities / length ** length_penalty, where the length counts the end token and not the prompt. beam_width of
-// them are kept. The search is over when that many are and early_stopping is 1; when the best live beam cannot score
-// more than the worst of them, assuming its length as it is now, or max_tokens where early_stopping is neither 0 nor 1
-// and the length penalty is positive; and when no beam lives on.
+// The semantics are those of transformers' beam search (version 5). Logits become log probabilities, which the
+// penalties and bans then act on; max(2, 1 + end ids) * width candidates are looked at, equals by beam and token; those
+// that end (by an end token, a stop word or length) are set aside when they are among the first `width`, with score =
+// sum of log probabilities / length ** length_penalty, where the length counts the end token and not the prompt.
+// beam_width of them are kept. The search is over when that many are and early_stopping is 1; when the best live beam
+// cannot score more than the worst of them, assuming its length as it is now, or max_tokens where early_stopping is
+// neither 0 nor 1 and the length penalty is positive; and when no beam lives on.
 //
 // beam_search_diversity_rate * (the beam's place among the live ones, 0 the best) is added to a candidate's sum where
 // candidates are compared, and only there. With beam_width_array, step s leaves beam_width_array[s] beams.

@@ -1,4 +1,5 @@
-// From logits to tokens: adjusting (penalties, bans, bias), sampling, and log probabilities, for one sequence at a time.
+// From logits to tokens: adjusting (penalties, bans, bias), sampling, and log probabilities, for one sequence at a
+// time.
 //
 // What a sequence draws depends on its seed, its index and the number of the token alone, never on the batch, the step
 // or on pauses: uniform(seed, sequence index, token number) is a counter-based generator. Nor does it depend on the
@@ -39,7 +40,8 @@ struct DecodeScratch {
 // Penalties, bans and bias of one sequence: needs to see every token that is accepted.
 class LogitsAdjuster {
 public:
-    LogitsAdjuster(std::shared_ptr<const DecodingParams> params, std::span<const TokenId> prompt, std::int32_t vocab_size);
+    LogitsAdjuster(std::shared_ptr<const DecodingParams> params, std::span<const TokenId> prompt,
+                   std::int32_t vocab_size);
 
     // Whether adjust() would change anything now; if not, the logits row need not be copied by who shares it.
     bool changes_logits() const;

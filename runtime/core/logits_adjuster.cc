@@ -1,5 +1,5 @@
-// Penalties, bans and bias of one sequence. Each touches the tokens that it is about, never the whole vocabulary, except
-// for an embedding bias and the mask of allowed tokens, which are as long as it is.
+// Penalties, bans and bias of one sequence. Each touches the tokens that it is about, never the whole vocabulary,
+// except for an embedding bias and the mask of allowed tokens, which are as long as it is.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -18,7 +18,8 @@ struct LogitsAdjuster::Seen {
 namespace {
 
 bool penalizes(const SamplingConfig &sampling) {
-    return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f;
+    return sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f ||
+           sampling.frequency_penalty != 0.0f;
 }
 
 // An adjustment must not make a finite logit infinite: that would forbid or force a token.
@@ -81,8 +82,8 @@ LogitsAdjuster::LogitsAdjuster(std::shared_ptr<const DecodingParams> params, std
 }
 
 LogitsAdjuster::LogitsAdjuster(const LogitsAdjuster &other)
-    : params_(other.params_), vocab_size_(other.vocab_size_), tokens_(other.tokens_), prompt_length_(other.prompt_length_),
-      seen_(std::make_shared<Seen>(*other.seen_)) {}
+    : params_(other.params_), vocab_size_(other.vocab_size_), tokens_(other.tokens_),
+      prompt_length_(other.prompt_length_), seen_(std::make_shared<Seen>(*other.seen_)) {}
 
 LogitsAdjuster &LogitsAdjuster::operator=(const LogitsAdjuster &other) {
     if (this != &other) *this = LogitsAdjuster(other);

@@ -67,8 +67,9 @@ std::int64_t keep_last_slice(Row &row, std::int64_t count, double &needed, float
     float *values = row.scratch.values.data();
     std::int32_t *places = row.scratch.indices.data();
     std::array<double, kSlices> sums{};
+    const float *weights = row.scratch.weights.data();
     for (std::int64_t i = 0; i < count; ++i)
-        sums[static_cast<std::size_t>(slice_of(row, values[i], scale))] += row.scratch.weights[static_cast<std::size_t>(i)];
+        sums[static_cast<std::size_t>(slice_of(row, values[i], scale))] += weights[i];
     int slice = 0, last = 0;
     double before = 0.0, before_last = 0.0;
     for (; slice < kSlices; before += sums[static_cast<std::size_t>(slice++)]) {
@@ -133,8 +134,8 @@ double relate_sums(Row &row, float scale) {
 
 TokenId first_largest(const Row &row) {
     const auto &maxima = row.scratch.maxima;
-    const std::int64_t block = std::find(maxima.begin(), maxima.begin() + row.num_blocks(), row.largest) - maxima.begin();
-    return first_of_block(row, block, row.largest);
+    const auto block = std::find(maxima.begin(), maxima.begin() + row.num_blocks(), row.largest);
+    return first_of_block(row, block - maxima.begin(), row.largest);
 }
 
 float kth_largest(Row &row, std::int64_t k) {
@@ -162,7 +163,8 @@ void sort_candidates(DecodeScratch &scratch, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         const auto bits = std::bit_cast<std::uint32_t>(scratch.values[static_cast<std::size_t>(i)] + 0.0f);  // no -0
         const std::uint32_t falling = bits >> 31 ? bits : ~bits & 0x7fffffffu;
-        keys[i] = std::uint64_t{falling} << 32 | static_cast<std::uint32_t>(scratch.indices[static_cast<std::size_t>(i)]);
+        const auto place = static_cast<std::uint32_t>(scratch.indices[static_cast<std::size_t>(i)]);
+        keys[i] = std::uint64_t{falling} << 32 | place;
     }
     if (!std::is_sorted(keys, keys + count)) std::sort(keys, keys + count);
 }

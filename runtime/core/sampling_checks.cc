@@ -37,7 +37,9 @@ bool is_bias(float value) { return value < INFINITY; }  // -inf bans; false for 
 
 std::string at(const std::string &field, std::size_t index) { return field + "[" + std::to_string(index) + "]"; }
 
-std::string up_to(std::int64_t least, std::int64_t most) { return std::to_string(least) + " to " + std::to_string(most); }
+std::string up_to(std::int64_t least, std::int64_t most) {
+    return std::to_string(least) + " to " + std::to_string(most);
+}
 
 std::string token_range(std::int32_t vocab_size) { return "a token id, " + up_to(0, vocab_size - 1); }
 
@@ -69,7 +71,8 @@ void check_penalties(Problems &problems, const SamplingConfig &sampling) {
     problems.expect(sampling.repetition_penalty > 0.0f && std::isfinite(sampling.repetition_penalty),
                     "repetition_penalty", sampling.repetition_penalty, "finite and above 0");
     problems.expect(std::isfinite(sampling.presence_penalty), "presence_penalty", sampling.presence_penalty, "finite");
-    problems.expect(std::isfinite(sampling.frequency_penalty), "frequency_penalty", sampling.frequency_penalty, "finite");
+    problems.expect(std::isfinite(sampling.frequency_penalty), "frequency_penalty", sampling.frequency_penalty,
+                    "finite");
     problems.expect(sampling.prompt_ignore_length >= 0, "prompt_ignore_length", sampling.prompt_ignore_length,
                     "at least 0");
     problems.expect(sampling.min_tokens >= 0, "min_tokens", sampling.min_tokens, "at least 0");

@@ -20,6 +20,12 @@ void check_adjusted(Scan scan) {
         throw ImpossibleConstraint("no token is left: bans, min_tokens and the allowed tokens exclude all of them");
 }
 
+// Scans with sums under `scale`; the total of the weights.
+double checked_total(Row &row, float scale, void (*check)(Scan)) {
+    check(scan_with_sums(row, scale));
+    return relate_sums(row, scale);
+}
+
 }  // namespace
 
 SequenceDecoder::SequenceDecoder(std::shared_ptr<const DecodingParams> params, std::span<const TokenId> prompt,
@@ -27,6 +33,8 @@ SequenceDecoder::SequenceDecoder(std::shared_ptr<const DecodingParams> params, s
     : params_(params), adjuster_(params, prompt, vocab_size), sequence_index_(sequence_index), vocab_size_(vocab_size),
       top_p_now_(params->sampling.top_p) {}
 
+// The raw row is checked, and its log probabilities are taken, before anything changes it; what was summed on the way
+// serves the draw too where nothing is adjusted and the scale is the same.
 Choice SequenceDecoder::next(float *logits, DecodeScratch &scratch, const std::uint32_t *allowed) {
     const SamplingConfig &sampling = params_->sampling;
     const bool greedy = sampling.temperature == 0.0f || sampling.top_k == 1;
@@ -38,28 +46,25 @@ Choice SequenceDecoder::next(float *logits, DecodeScratch &scratch, const std::u
     Row row(logits, vocab_size_, scratch);
     Choice choice;
     LogSoftmax softmax;
-    double total = 0.0;  // under the filter's scale
-    if (wants_logprobs) {
-        check_raw(scan_with_sums(row, kLog2e));
-        total = relate_sums(row, kLog2e);
-        softmax = log_softmax(row, total);
-        choice.top = most_probable(row, softmax, params_->num_logprobs);
-        if (adjusts) scratch.row.assign(logits, logits + vocab_size_);
-    } else if (needs_total && !adjusts) {
-        check_raw(scan_with_sums(row, filter.scale()));
-        total = relate_sums(row, filter.scale());
+    double total = 0.0;
+    float scale = 0.0f;  // of the total; 0: there is none
+    if (wants_logprobs || (needs_total && !adjusts)) {
+        scale = wants_logprobs ? kLog2e : filter.scale();
+        total = checked_total(row, scale, check_raw);
     } else {
         check_raw(scan(row));
     }
+    if (wants_logprobs) {
+        softmax = log_softmax(row, total);
+        choice.top = most_probable(row, softmax, params_->num_logprobs);
+        if (adjusts) scratch.row.assign(logits, logits + vocab_size_);
+    }
 
     if (adjusts) adjuster_.adjust(logits, allowed);
-    const bool has_total = total > 0.0 && !adjusts && (!wants_logprobs || filter.scale() == kLog2e);
-    if (needs_total && !has_total) {
-        check_adjusted(scan_with_sums(row, filter.scale()));
-        total = relate_sums(row, filter.scale());
-    } else if (adjusts) {
+    if (needs_total && (adjusts || scale != filter.scale()))
+        total = checked_total(row, filter.scale(), check_adjusted);
+    else if (adjusts)
         check_adjusted(scan(row));
-    }
 
     const double uniform = uniform_draw(sampling.seed, sequence_index_, adjuster_.generated().size());
     choice.token = greedy ? first_largest(row) : draw_token({row, needs_total ? total : 0.0}, filter, uniform);

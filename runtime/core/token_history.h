@@ -1,5 +1,5 @@
-// What a sequence has said: its distinct tokens with counts, and which tokens followed which n-grams. Flat memory, since
-// beam search copies it every step.
+// What a sequence has said: its distinct tokens with counts, and which tokens followed which n-grams. Flat memory,
+// since beam search copies it every step.
 #pragma once
 
 #include <bit>

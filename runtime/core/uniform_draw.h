@@ -24,7 +24,8 @@ constexpr PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
 
 // In [0, 1), a multiple of 2^-53.
 constexpr double uniform_draw(std::uint64_t seed, std::int32_t sequence_index, std::uint64_t token_number) {
-    const PhiloxCounter counter = {static_cast<std::uint32_t>(token_number), static_cast<std::uint32_t>(token_number >> 32),
+    const PhiloxCounter counter = {static_cast<std::uint32_t>(token_number),
+                                   static_cast<std::uint32_t>(token_number >> 32),
                                    static_cast<std::uint32_t>(sequence_index), 0};
     const auto bits = philox4x32(counter, {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
     const std::uint64_t wide = (std::uint64_t{bits[1]} << 32 | bits[0]) >> 11;

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cfloat>
 #include <cmath>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,7 +21,9 @@ namespace {
 
 // A whole block: x [count] and -inf behind it.
 struct PaddedBlock {
-    PaddedBlock(const float *x, std::int64_t count) { std::fill(std::copy_n(x, count, values), values + kBlock, -INFINITY); }
+    PaddedBlock(const float *x, std::int64_t count) {
+        std::fill(std::copy_n(x, count, values), values + kBlock, -INFINITY);
+    }
     alignas(64) float values[kBlock];
 };
 
@@ -105,12 +108,14 @@ VECTOR_INLINE Vector product(Vector a, Vector b) {
     return result;
 }
 
-// Lane i of the result is lane i + H of `value` where there is one: the upper half comes down.
+// Lane i of the result is lane i + H of `value` where i < H: the upper half comes down.
+template <int H, int... Lane>
+VECTOR_INLINE Vector upper(Vector value, std::integer_sequence<int, Lane...>) {
+    return __builtin_shufflevector(value, value, (Lane < H ? Lane + H : Lane)...);
+}
 template <int H>
 VECTOR_INLINE Vector upper(Vector value) {
-    Flags from{};
-    for (int i = 0; i < kLanes; ++i) from[i] = i < H ? i + H : i;
-    return __builtin_shuffle(value, from);
+    return upper<H>(value, std::make_integer_sequence<int, kLanes>{});
 }
 
 template <int H>
@@ -258,7 +263,8 @@ VECTOR_INLINE void compress(const float *x, std::uint32_t mask, std::int32_t bas
         const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const auto lanes = static_cast<__mmask16>(mask);
         _mm512_storeu_ps(values, _mm512_maskz_compress_ps(lanes, _mm512_loadu_ps(x)));
-        _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(lanes, _mm512_add_epi32(order, _mm512_set1_epi32(base))));
+        const __m512i numbers = _mm512_add_epi32(order, _mm512_set1_epi32(base));
+        _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(lanes, numbers));
         return;
     }
 #endif

@@ -70,7 +70,8 @@ std::vector<Hypothesis> run(const Search &search, const Model &model) {
 }
 
 bool is_end(const Search &search, TokenId token) {
-    return std::find(search.params->end_ids.begin(), search.params->end_ids.end(), token) != search.params->end_ids.end();
+    const auto &ends = search.params->end_ids;
+    return std::find(ends.begin(), ends.end(), token) != ends.end();
 }
 
 // A finished sequence of a reference, the end token included.
@@ -79,7 +80,8 @@ struct Finished {
     double score = 0;
 };
 
-void check_results(const Search &search, const std::vector<Hypothesis> &results, const std::vector<Finished> &expected) {
+void check_results(const Search &search, const std::vector<Hypothesis> &results,
+                   const std::vector<Finished> &expected) {
     CHECK_EQ(results.size(), expected.size());
     for (std::size_t i = 0; i < results.size(); ++i) {
         Tokens tokens = results[i].tokens;
@@ -160,7 +162,8 @@ std::vector<Finished> transformers_search(const Search &search, const Model &mod
             }
         }
         continuations = top(continuations, keep);
-        for (Running &next : continuations) next.flag = is_end(search, next.tokens.back()) || length == search.max_tokens;
+        const bool last = length == search.max_tokens;
+        for (Running &next : continuations) next.flag = last || is_end(search, next.tokens.back());
         std::vector<Running> going_on = continuations;
         for (Running &next : going_on) next.score += next.flag ? -1e9f : 0.0f;
         running = top(going_on, width);
@@ -178,13 +181,14 @@ std::vector<Finished> transformers_search(const Search &search, const Model &mod
         finished = top(finished, width);
 
         const bool longest = sampling.early_stopping != 0 && sampling.early_stopping != 1 && penalty > 0;
-        const float best = running[0].score / static_cast<float>(std::pow(longest ? search.max_tokens : length, penalty));
+        const std::int32_t assumed = longest ? search.max_tokens : length;
+        const float best = running[0].score / static_cast<float>(std::pow(assumed, penalty));
         bool improves = false;
         for (const Running &f : finished) improves |= best > (f.flag ? finished.back().score : -1e9f);
         unsatisfied = unsatisfied && improves;
         const bool now_full = std::all_of(finished.begin(), finished.end(), [](const Running &f) { return f.flag; });
         const bool all_hit = std::all_of(continuations.begin(), continuations.end(), [&](const Running &next) {
-            return is_end(search, next.tokens.back()) || length == search.max_tokens;
+            return last || is_end(search, next.tokens.back());
         });
         if (!unsatisfied || (now_full && sampling.early_stopping == 1) || all_hit) break;
     }

@@ -37,7 +37,8 @@ TokenId draw(std::vector<float> logits, const SamplingFilter &filter, double uni
 
 // Draws at many places of [0, 1) must be those of the exact distribution's inverse; a place within `slack` of a border
 // between two tokens may give either.
-void check_against(const reference::Distribution &exact, const std::vector<float> &logits, const SamplingFilter &filter) {
+void check_against(const reference::Distribution &exact, const std::vector<float> &logits,
+                   const SamplingFilter &filter) {
     constexpr double slack = 1e-5;  // weights err by less than 2.5e-7 + 9e-8 * 17 (e^-12), and their sums by less
     double sum = 0.0;
     std::vector<double> borders = {0.0};
@@ -57,7 +58,8 @@ TEST_CASE("draws at every place are those of the exact distribution, whatever th
     static constexpr float kMinPs[] = {0.0f, 0.0f, 0.02f, 0.4f, 1.0f};
     int checked = 0;
     for (int round = 0; round < testing::scaled(250); ++round) {
-        const auto size = testing::pick(random, 0, 9) == 0 ? testing::pick(random, 20000, 30000) : testing::pick(random, 1, 3000);
+        const bool large = testing::pick(random, 0, 9) == 0;
+        const auto size = large ? testing::pick(random, 20000, 30000) : testing::pick(random, 1, 3000);
         auto logits = reference::random_logits(random, size, 0.5f * static_cast<float>(testing::pick(random, 0, 8)));
         if (round % 3 == 0)
             for (float &x : logits) x = std::round(2.0f * x) / 2.0f;  // ties
@@ -97,7 +99,8 @@ TEST_CASE("generated tokens are distributed as the filters say") {
                                make_params(1.0f, 9, 1.0f, 0.0f), make_params(0.9f, 0, 0.7f, 0.0f),
                                make_params(1.2f, 0, 1.0f, 0.1f), make_params(1.4f, 20, 0.8f, 0.05f)}) {
         const auto &sampling = params->sampling;
-        const auto exact = reference::filter(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p);
+        const auto exact =
+            reference::filter(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p);
         SequenceDecoder decoder(params, {}, 0, size);
         DecodeScratch scratch;
         std::vector<double> seen(static_cast<std::size_t>(size));
@@ -193,7 +196,8 @@ TEST_CASE("rows without a use are refused before anything is changed") {
 
 TEST_CASE("a constraint that leaves no token is an error, and one that leaves one is obeyed") {
     DecodeScratch scratch;
-    for (const auto &params : {make_params(0.0f, 0, 1.0f, 0.0f), make_params(0.8f, 5, 0.9f, 0.0f), make_params(0.8f, 0, 0.9f, 0.0f)}) {
+    for (const auto &params : {make_params(0.0f, 0, 1.0f, 0.0f), make_params(0.8f, 5, 0.9f, 0.0f),
+                               make_params(0.8f, 0, 0.9f, 0.0f)}) {
         SequenceDecoder decoder(params, {}, 0, 70);
         std::vector<std::uint32_t> allowed(3, 0);
         std::vector<float> row(70, 1.0f);
@@ -212,7 +216,8 @@ TEST_CASE("odd rows give tokens: one token, equal logits, huge, tiny, and masked
     DecodeScratch scratch;
     for (const float value : {0.0f, 1e30f, -1e30f, 3e38f, -3e38f, 1e-42f})
         for (const std::int32_t size : {1, 7, 16, 257, 5000})
-            for (const auto &params : {make_params(0.8f, 50, 1.0f, 0.0f), make_params(1e-30f, 0, 0.9f, 0.0f), make_params(1e30f, 0, 0.9f, 0.1f),
+            for (const auto &params : {make_params(0.8f, 50, 1.0f, 0.0f), make_params(1e-30f, 0, 0.9f, 0.0f),
+                                       make_params(1e30f, 0, 0.9f, 0.1f),
                                        make_params(2.0f, 3, 0.9f, 0.0f), make_params(1.0f, 0, 1.0f, 0.0f)}) {
                 params->num_logprobs = 3;
                 for (std::uint64_t seed = 0; seed < 4; ++seed) {

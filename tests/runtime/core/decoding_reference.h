@@ -19,37 +19,42 @@ using trtllm::executor::TokenId;
 using Tokens = std::vector<TokenId>;
 
 inline bool ends_with(const Tokens &tokens, const Tokens &end) {
-    return end.size() <= tokens.size() && std::equal(end.begin(), end.end(), tokens.end() - static_cast<long>(end.size()));
+    return end.size() <= tokens.size() && std::equal(end.rbegin(), end.rend(), tokens.rbegin());
 }
 
 // The tokens that would complete an n-gram again.
 inline Tokens repeating_tokens(const Tokens &tokens, std::size_t size) {
     Tokens banned;
     for (std::size_t end = size; size > 0 && end <= tokens.size(); ++end) {
-        const Tokens context(tokens.begin() + static_cast<long>(end - size), tokens.begin() + static_cast<long>(end - 1));
+        const auto first = tokens.begin() + static_cast<long>(end - size);
+        const Tokens context(first, first + static_cast<long>(size - 1));
         if (ends_with(tokens, context)) banned.push_back(tokens[end - 1]);
     }
     return banned;
 }
 
-inline void adjust(const DecodingParams &params, const Tokens &prompt, const Tokens &output, std::vector<float> &logits) {
+inline void adjust(const DecodingParams &params, const Tokens &prompt, const Tokens &output,
+                   std::vector<float> &logits) {
     const auto &sampling = params.sampling;
     for (const auto &[token, bias] : params.logit_bias) logits[static_cast<std::size_t>(token)] += bias;
     for (std::size_t t = 0; t < params.embedding_bias.size(); ++t) logits[t] += params.embedding_bias[t];
     Tokens tokens = prompt;
     tokens.insert(tokens.end(), output.begin(), output.end());
-    Tokens repeated(prompt.begin() + std::min<long>(sampling.prompt_ignore_length, static_cast<long>(prompt.size())), prompt.end());
+    const long ignored = std::min<long>(sampling.prompt_ignore_length, static_cast<long>(prompt.size()));
+    Tokens repeated(prompt.begin() + ignored, prompt.end());
     repeated.insert(repeated.end(), output.begin(), output.end());
+    const float penalty = sampling.repetition_penalty;
     for (std::size_t t = 0; t < logits.size(); ++t) {
         const auto token = static_cast<TokenId>(t);
         if (logits[t] == -INFINITY) continue;
         if (std::find(repeated.begin(), repeated.end(), token) != repeated.end())
-            logits[t] = logits[t] < 0 ? logits[t] * sampling.repetition_penalty : logits[t] / sampling.repetition_penalty;
+            logits[t] = logits[t] < 0 ? logits[t] * penalty : logits[t] / penalty;
         const auto times = static_cast<float>(std::count(output.begin(), output.end(), token));
         if (times > 0) logits[t] -= sampling.presence_penalty + sampling.frequency_penalty * times;
     }
     const auto forbid = [&logits](TokenId token) { logits[static_cast<std::size_t>(token)] = -INFINITY; };
-    for (const TokenId token : repeating_tokens(tokens, static_cast<std::size_t>(sampling.no_repeat_ngram_size))) forbid(token);
+    const auto ngram = static_cast<std::size_t>(sampling.no_repeat_ngram_size);
+    for (const TokenId token : repeating_tokens(tokens, ngram)) forbid(token);
     for (const Tokens &word : params.bad_words)
         if (ends_with(tokens, Tokens(word.begin(), word.end() - 1))) forbid(word.back());
     if (output.size() >= static_cast<std::size_t>(sampling.min_tokens)) return;

@@ -12,7 +12,8 @@ using reference::Tokens;
 
 Tokens random_tokens(testing::Random &random, std::int64_t count, std::int64_t vocab_size) {
     Tokens tokens;
-    for (std::int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<TokenId>(testing::pick(random, 0, vocab_size - 1)));
+    for (std::int64_t i = 0; i < count; ++i)
+        tokens.push_back(static_cast<TokenId>(testing::pick(random, 0, vocab_size - 1)));
     return tokens;
 }
 

@@ -20,7 +20,7 @@ template <typename Change>
 void expect(const std::string &wanted, Change change) {
     DecodingParams params;
     change(params, params.sampling);
-    if (complaint(params) != wanted) throw testing::Failure("\"" + complaint(params) + "\" instead of \"" + wanted + "\"");
+    CHECK_EQ(complaint(params), wanted);
 }
 
 TEST_CASE("each parameter out of range is named, with its value and its range") {
@@ -28,7 +28,8 @@ TEST_CASE("each parameter out of range is named, with its value and its range") 
     using S = SamplingConfig;
     expect("beam_width is 9, must be 1 to 8", [](P &, S &s) { s.beam_width = 9; });
     expect("beam_width is 0, must be 1 to 8", [](P &, S &s) { s.beam_width = 0; });
-    expect("beam_width_array[1] is 5, must be 1 to 4 (beam_width)", [](P &, S &s) { s.beam_width = 4, s.beam_width_array = {2, 5}; });
+    expect("beam_width_array[1] is 5, must be 1 to 4 (beam_width)",
+           [](P &, S &s) { s.beam_width = 4, s.beam_width_array = {2, 5}; });
     expect("temperature is -1, must be finite and at least 0 (greedy)", [](P &, S &s) { s.temperature = -1; });
     expect("temperature is nan, must be finite and at least 0 (greedy)", [](P &, S &s) { s.temperature = NAN; });
     expect("top_k is -2, must be at least 0 (all tokens)", [](P &, S &s) { s.top_k = -2; });
@@ -45,15 +46,19 @@ TEST_CASE("each parameter out of range is named, with its value and its range") 
     expect("min_tokens is -3, must be at least 0", [](P &, S &s) { s.min_tokens = -3; });
     expect("no_repeat_ngram_size is -1, must be at least 0 (off)", [](P &, S &s) { s.no_repeat_ngram_size = -1; });
     expect("length_penalty is -inf, must be finite", [](P &, S &s) { s.length_penalty = -INFINITY; });
-    expect("beam_search_diversity_rate is inf, must be finite", [](P &, S &s) { s.beam_search_diversity_rate = INFINITY; });
+    expect("beam_search_diversity_rate is inf, must be finite",
+           [](P &, S &s) { s.beam_search_diversity_rate = INFINITY; });
     expect("end_ids[1] is -1, must be a token id, 0 to 99", [](P &p, S &) { p.end_ids = {4, -1}; });
     expect("bad_words[1] is empty, must be one token or more", [](P &p, S &) { p.bad_words = {{1}, {}}; });
     expect("bad_words[0][2] is 100, must be a token id, 0 to 99", [](P &p, S &) { p.bad_words = {{1, 2, 100}}; });
     expect("stop_words[0][0] is -7, must be a token id, 0 to 99", [](P &p, S &) { p.stop_words = {{-7}}; });
-    expect("logit_bias[0] token is 1000, must be a token id, 0 to 99", [](P &p, S &) { p.logit_bias = {{1000, 1.0f}}; });
+    expect("logit_bias[0] token is 1000, must be a token id, 0 to 99",
+           [](P &p, S &) { p.logit_bias = {{1000, 1.0f}}; });
     expect("logit_bias[0] is inf, must be a number below infinity", [](P &p, S &) { p.logit_bias = {{1, INFINITY}}; });
-    expect("length of embedding_bias is 3, must be 0 or 100 (the vocabulary)", [](P &p, S &) { p.embedding_bias = {1, 2, 3}; });
-    expect("embedding_bias[2] is nan, must be a number below infinity", [](P &p, S &) { p.embedding_bias.assign(100, 0.0f), p.embedding_bias[2] = NAN; });
+    expect("length of embedding_bias is 3, must be 0 or 100 (the vocabulary)",
+           [](P &p, S &) { p.embedding_bias = {1, 2, 3}; });
+    expect("embedding_bias[2] is nan, must be a number below infinity",
+           [](P &p, S &) { p.embedding_bias.assign(100, 0.0f), p.embedding_bias[2] = NAN; });
     expect("num_logprobs is -2, must be -1 to 100", [](P &p, S &) { p.num_logprobs = -2; });
     expect("num_logprobs is 101, must be -1 to 100", [](P &p, S &) { p.num_logprobs = 101; });
 }

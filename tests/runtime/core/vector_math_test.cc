@@ -56,7 +56,8 @@ TEST_CASE("every vector width gives the same bits") {
             math->weights(row.data(), size, reference, scale, r.weights.data());
             math->lane_maxima(row.data(), size, r.lanes.data());
             r.sum = math->sum_at_least(row.data(), first, threshold, reference, scale);
-            const auto found = math->gather(row.data(), first, std::max(threshold, -FLT_MAX), 7, r.values.data(), r.places.data());
+            const auto found = math->gather(row.data(), first, std::max(threshold, -FLT_MAX), 7, r.values.data(),
+                                            r.places.data());
             r.values.resize(static_cast<std::size_t>(found));
             r.places.resize(static_cast<std::size_t>(found));
             r.count = math->count_at_least(row.data(), size, threshold);

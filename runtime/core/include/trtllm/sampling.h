@@ -29,7 +29,7 @@ struct SamplingConfig {
     std::int32_t no_repeat_ngram_size = 0;         // 0 = off
     float length_penalty = 0.0f;                   // beam scores are divided by length ** length_penalty
     float beam_search_diversity_rate = 0.0f;       // added to a candidate's score times its beam's rank
-    std::int32_t early_stopping = 1;               // 1: with beam_width results; 0: by a bound; other: when none can win
+    std::int32_t early_stopping = 1;               // 1: at beam_width results; 0: by a bound; other: when none can win
 
     bool is_greedy() const { return beam_width <= 1 && (temperature == 0.0f || top_k == 1); }
 };
