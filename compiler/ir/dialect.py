@@ -6,8 +6,8 @@ operators by `trtllm.compiler.ir.reference`.
 Shapes use B batch, S new tokens of this step (padded to the longest row), T cache capacity, H hidden, N/K out/in
 features, V vocabulary, Q/G query and key-value heads, D head size, R rotary size, E experts, F expert width.
 
-A graph that `trtllm.passes.pack_tokens` has packed has B = 1 and lays the new tokens of all rows side by side in S; by then
-its Positions, SelectTokens and Attention are inputs and operators of the target.
+A graph that `trtllm.passes.pack_tokens` has packed has B = 1 and the new tokens of all rows side by side in S; its
+Positions, SelectTokens and Attention have become inputs, and operators of the target.
 """
 
 from __future__ import annotations
