@@ -10,15 +10,21 @@ NATIVE := CMakeLists.txt $(wildcard */native/*.cc */native/*.h)
 ENGINE := build/engines/smollm2
 QUESTION ?= What is the capital of France?
 
-.PHONY: run test lint typecheck format models bench venv view clean
+.PHONY: run test sanitize lint typecheck format models bench venv view clean
 
 run: $(VENV)/installed ## build an engine of a small model and ask it a question
 	model=$$($(BIN)/python tools/dev/fetch_models.py smollm2); \
 	if [ ! -f $(ENGINE)/manifest.json ]; then $(BIN)/trtllm-build "$$model" --output-dir $(ENGINE) --target onnxruntime; fi
 	$(BIN)/python examples/chat.py $(ENGINE) "$(QUESTION)"
 
-test: $(VENV)/installed-test models lint ## lint, types and the tests
+test: $(VENV)/installed-test models lint sanitize ## lint, types, the C++ tests under sanitizers, and the tests
 	$(BIN)/python -m pytest -n 2
+
+# The runtime's core without Python: every C++ test under AddressSanitizer and UBSan, the executor's threads under
+# ThreadSanitizer. TRTLLM_TEST_SCALE makes it 10,000 random sequences of operations on the cache and the scheduler.
+sanitize: $(VENV)/created
+	tools/dev/sanitize.sh address,undefined build/sanitize-address '_test$$'
+	tools/dev/sanitize.sh thread build/sanitize-thread '^executor.*_test$$'
 
 lint: $(VENV)/installed-test view
 	$(BIN)/ruff check .
