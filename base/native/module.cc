@@ -2,8 +2,10 @@
 #include <nanobind/nanobind.h>
 
 void bind_checkpoints(nanobind::module_ &module);
+void bind_runtime(nanobind::module_ &module);
 
 NB_MODULE(_native, module) {
-    module.doc() = "Hot loops in C++: quantization and dtype conversion.";
+    module.doc() = "Hot loops in C++: quantization, dtype conversion, and the runtime's core.";
     bind_checkpoints(module);
+    bind_runtime(module);
 }
