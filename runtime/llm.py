@@ -1,88 +1,304 @@
-"""Generation from an engine directory, as users call it."""
+"""Generation as users call it: one model, many requests, from any thread or event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import json
+import os
+import shutil
+import time
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trtllm.compiler.engine import Engine, open_engine
-from trtllm.errors import UsageError
-from trtllm.runtime import generation
-from trtllm.runtime.outputs import CompletionOutput, RequestOutput
+import numpy as np
+
+from trtllm.compiler.engine import MANIFEST, Engine, open_engine
+from trtllm.compiler.engine import writing as writing_engine
+from trtllm.errors import TrtllmError, UsageError
+from trtllm.progress import Progress, Silent
+from trtllm.runtime.batches import outputs_in_order
+from trtllm.runtime.dispatcher import Dispatcher, RequestHandle
+from trtllm.runtime.embedder import Embedder
+from trtllm.runtime.executor import new_executor, new_request, open_engine_session
+from trtllm.runtime.llm_config import KvCacheRetentionConfig, LlmArgs, llm_args
+from trtllm.runtime.opening import draft_session, engine_of, tokenizer_of
+from trtllm.runtime.outputs import RequestOutput
+from trtllm.runtime.progress_line import ProgressLine
+from trtllm.runtime.requests import EngineLimits, PreparedRequest, Prompt, RequestMaker, RequestOptions
 from trtllm.runtime.sampling import SamplingParams
-from trtllm.runtime.session import open_session
 from trtllm.runtime.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
+Conversation = Sequence[Message]
+_STATS_POLL_SECONDS = 0.01
 
 
 class LLM:
-    """A loaded engine.
+    """A loaded model.
 
     Args:
-        model: an engine directory.
-        threads: compute threads; all cores by default.
-        verify: recompute every file's hash before loading (about a second per gigabyte).
+        model: an engine directory, an `Engine`, or a model (path, hub id, transformers object), for which an engine is
+            taken from the engine cache or built into it.
+        tokenizer: another tokenizer than the engine's: a directory with its files or a `Tokenizer`. For a model in
+            memory, its transformers tokenizer.
+        progress: told of a build.
+        arguments: the fields of `LlmArgs`, by name; docs/llm-api.md describes them.
 
-    Use it as a context manager, or call `shutdown` when done.
+    Use it as a context manager, or call `shutdown` when done. All methods may be called from several threads at once.
+    Raises UsageError for an unknown or unfit argument, and what loading or building the model raises.
     """
 
-    def __init__(self, model: str | Path | Engine, *, threads: int | None = None, verify: bool = True) -> None:
-        self.engine = model if isinstance(model, Engine) else open_engine(model, verify=verify)
-        if self.engine.config["model"]["kind"] != "decoder":
-            raise UsageError(f"{self.engine.path} is an encoder, which does not generate", "use trtllm.Embedder on it")
-        self.tokenizer = Tokenizer.from_directory(self.engine.path)
-        self._session: Any = open_session(self.engine, threads=threads)
-        self._request_count = 0
+    def __init__(
+        self, model: str | Path | Engine | object, *, tokenizer: Any = None, progress: Progress | None = None,
+        **arguments: Any,
+    ) -> None:  # fmt: skip
+        args = llm_args(arguments)
+        self.llm_id = f"llm-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.engine = engine_of(model, tokenizer, args, progress or Silent())
+        self._args = args
+        self._embedder: Embedder | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._tokenizer = None if args.skip_tokenizer_init else tokenizer_of(self.engine, tokenizer)
+        if self.engine.config["model"]["kind"] == "encoder":
+            self._embedder = Embedder(self.engine, threads=args.threads)
+        else:
+            self._open_executor(args)
+
+    def _open_executor(self, args: LlmArgs) -> None:
+        session = open_engine_session(self.engine, args)
+        self._executor = new_executor(session, args, draft_session=draft_session(args))
+        self._dispatcher = Dispatcher(self._executor)
+        queue = args.scheduler_config.max_queue_size if args.scheduler_config else None
+        self._max_in_flight = min(max(16, 4 * session.info.max_batch_size), 1 << 30 if queue is None else max(queue, 1))
+        info, build = session.info, self.engine.config["build_config"]
+        max_seq_len = min(args.max_seq_len or info.max_seq_len, info.max_seq_len)
+        limits = EngineLimits(
+            info.vocab_size,
+            min(args.max_input_len or build["max_input_len"], max_seq_len - 1),
+            max_seq_len,
+            info.max_batch_size,
+            self._tokenizer.eos_token_ids
+            if self._tokenizer
+            else Tokenizer.from_directory(self.engine.path).eos_token_ids,
+        )
+        self._maker = RequestMaker(
+            new_request,
+            limits,
+            self._tokenizer,
+            speculation=args.speculative_config,
+            max_beam_width=args.max_beam_width,
+            return_perf_metrics=args.return_perf_metrics,
+        )
+        self._finalizer = weakref.finalize(self, _close, self._dispatcher)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises UsageError with `skip_tokenizer_init`."""
+        if self._tokenizer is None:
+            raise UsageError("this LLM has no tokenizer: skip_tokenizer_init was given", "make the LLM without it")
+        return self._tokenizer
+
+    @property
+    def workspace(self) -> Path:
+        """The engine directory."""
+        return self.engine.path
 
     def generate(
         self,
         inputs: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        cache_salt: str | int | None = None,
+        kv_cache_retention_config: KvCacheRetentionConfig | None = None,
+        priority: float = 0.5,
+        allotted_time_ms: int | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """Generates for one prompt (one RequestOutput) or a list of prompts (a list, in their order).
 
-        A prompt is a string, token ids, or a dict with "prompt" or "prompt_token_ids".
-        Raises UsageError for a prompt that is empty or longer than the engine takes.
+        A prompt is a string, token ids, or a dict with "prompt" or "prompt_token_ids" and perhaps "cache_salt".
+        `sampling_params` are for all prompts or one for each. `use_tqdm` shows the progress on standard error. Every
+        prompt is checked before the first is started. Raises UsageError for a request that cannot be served, and
+        TrtllmError when one fails.
         """
+        options = RequestOptions(cache_salt, kv_cache_retention_config, priority, allotted_time_ms)
         single = _is_single(inputs)
         prompts: list[Any] = [inputs] if single else list(inputs)
         params = _params_for(prompts, sampling_params)
-        pairs = [self._sequence(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
-        generation.generate(self._live_session(), [sequence for _, sequence in pairs], self._stops)
-        outputs = [self._output(text, sequence) for text, sequence in pairs]
+        maker = self._live_maker()
+        requests = [maker.make(prompt, own, options) for prompt, own in zip(prompts, params, strict=True)]
+        progress = ProgressLine("generated", len(requests)) if use_tqdm else Silent()
+        outputs = list(self._in_order(requests, self._max_in_flight, progress, on_error="raise"))
         return outputs[0] if single else outputs
+
+    def generate_async(
+        self,
+        inputs: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        cache_salt: str | int | None = None,
+        kv_cache_retention_config: KvCacheRetentionConfig | None = None,
+        priority: float = 0.5,
+        allotted_time_ms: int | None = None,
+    ) -> RequestHandle:
+        """Starts one request and returns at once; `await` the handle, iterate over it, or call `result`.
+
+        Only with `streaming` does an iteration see outputs as they grow.
+        """
+        options = RequestOptions(cache_salt, kv_cache_retention_config, priority, allotted_time_ms)
+        params = sampling_params or SamplingParams()
+        return self._submit(self._live_maker().make(inputs, params, options, streaming=streaming), streaming=streaming)
+
+    def stream(
+        self, inputs: Prompt, sampling_params: SamplingParams | None = None, **options: Any
+    ) -> Iterator[RequestOutput]:
+        """Generates for one prompt and yields its output as it grows: see `text_diff`. Leaving the loop ends it."""
+        handle = self.generate_async(inputs, sampling_params, streaming=True, **options)
+        return _until_left(handle)
+
+    def batch(
+        self,
+        prompts: Iterable[Prompt],
+        sampling_params: SamplingParams | None = None,
+        *,
+        max_in_flight: int | None = None,
+        on_error: str = "raise",
+        progress: Progress | None = None,
+        cache_salt: str | int | None = None,
+        priority: float = 0.5,
+    ) -> Iterator[RequestOutput]:
+        """Generates for any number of prompts and yields the outputs in their order, in bounded memory.
+
+        At most `max_in_flight` prompts are taken from the iterable ahead of the output that is yielded, by default four
+        times the engine's batch size. With `on_error="return"` a prompt that cannot be served gives a RequestOutput
+        with `error`, instead of raising. Leaving the loop ends what is under way.
+        """
+        if on_error not in ("raise", "return"):
+            raise UsageError(f"on_error is {on_error!r}", 'give "raise" or "return"')
+        if max_in_flight is not None and max_in_flight < 1:
+            raise UsageError(f"max_in_flight is {max_in_flight}, must be at least 1", "leave it out for the default")
+        options = RequestOptions(cache_salt=cache_salt, priority=priority)
+        params, maker = sampling_params or SamplingParams(), self._live_maker()
+
+        def requests() -> Iterator[PreparedRequest | TrtllmError]:
+            for prompt in prompts:
+                try:
+                    yield maker.make(prompt, params, options)
+                except TrtllmError as error:
+                    yield error
+
+        ahead = max_in_flight or self._max_in_flight
+        return self._in_order(requests(), ahead, progress or Silent(), on_error=on_error)
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | None = None,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = False,
     ) -> RequestOutput | list[RequestOutput]:
-        """Answers one conversation (a list of {"role", "content"}) or a list of conversations."""
+        """Answers one conversation (a list of {"role", "content"}) or a list of conversations.
+
+        `chat_template_kwargs` go to the template by name, such as `{"enable_thinking": False}`.
+        """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
-        prompts: list[Prompt] = [
-            self.tokenizer.encode(
-                self.tokenizer.apply_chat_template(
-                    list(conversation), tools=tools, add_generation_prompt=add_generation_prompt
-                ),
-                add_special_tokens=False,
-            )
-            for conversation in conversations
-        ]
-        outputs = self.generate(prompts, sampling_params)
+        prompts = [self._chat_ids(each, tools, add_generation_prompt, chat_template_kwargs) for each in conversations]
+        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
         assert isinstance(outputs, list)
         return outputs[0] if single else outputs
 
-    def shutdown(self) -> None:
-        """Releases the engine; the object cannot generate afterwards."""
-        self._session = None
+    def chat_async(
+        self,
+        messages: Conversation,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> RequestHandle:
+        """Starts the answer to one conversation; `options` are those of `generate_async`."""
+        ids = self._chat_ids(messages, tools, add_generation_prompt, chat_template_kwargs)
+        return self.generate_async(ids, sampling_params, streaming=streaming, **options)
+
+    def embed(self, inputs: str | Sequence[str] | Sequence[Sequence[int]]) -> np.ndarray:
+        """One vector a text, or a list of token ids: float32 [N, size]; a single string gives N = 1.
+
+        Raises UsageError when the engine is no encoder.
+        """
+        if self._embedder is None:
+            raise UsageError(
+                f"{self.engine.path} is a decoder, which generates", "build an encoder model for embeddings"
+            )
+        if isinstance(inputs, str) or all(isinstance(text, str) for text in inputs):
+            return self._embedder.embed(inputs)  # type: ignore[arg-type]
+        return self._embedder.embed_tokens(inputs)  # type: ignore[arg-type]
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
+
+    def get_stats(self, timeout: float | None = 2.0) -> list[dict[str, Any]]:
+        """Statistics of the steps since the last call, with the reference names; waits up to `timeout` seconds."""
+        return self._awaited("iteration_stats", timeout)
+
+    async def get_stats_async(self, timeout: float | None = 2.0) -> list[dict[str, Any]]:
+        """The same, for a coroutine."""
+        return await asyncio.to_thread(self.get_stats, timeout)
+
+    def get_request_stats(self) -> list[dict[str, Any]]:
+        """Statistics of the requests of each step since the last call; needs request_stats_max_iterations."""
+        return self._awaited("request_stats", None)
+
+    def get_kv_cache_events(self, timeout: float | None = 2.0) -> list[dict[str, Any]]:
+        """What the cache stored and removed since the last call; needs KvCacheConfig(event_buffer_max_size=...)."""
+        return self._awaited("kv_cache_events", timeout)
+
+    async def get_kv_cache_events_async(self, timeout: float | None = 2.0) -> list[dict[str, Any]]:
+        """The same, for a coroutine."""
+        return await asyncio.to_thread(self.get_kv_cache_events, timeout)
+
+    def save(self, engine_dir: str | Path) -> Path:
+        """Copies the checked engine directory to a path where nothing is; all of it appears there, or nothing."""
+        target = Path(engine_dir)
+        engine = open_engine(self.engine.path, verify=True)
+        with writing_engine(target) as writer:
+            for name in (*engine.manifest.files, MANIFEST):
+                shutil.copyfile(engine.path / name, writer.folder / name)
+            open_engine(writer.folder, verify=True)
+        return target
+
+    def export_trace(self, path: str | Path) -> Path:
+        """Writes the newest events as a Chrome trace, which Perfetto shows; needs perf_trace_max_events."""
+        if not self._args.perf_trace_max_events:
+            raise UsageError("no trace is recorded", "make the LLM with perf_trace_max_events=100000")
+        self._live()
+        Path(path).write_text(self._executor.trace_json(), encoding="utf-8")
+        return Path(path)
+
+    def shutdown(self, finish: bool = False) -> None:
+        """Ends requests under way, with `finish` only after they have finished, and releases the engine."""
+        if self._dispatcher is not None:
+            self._dispatcher.shutdown(finish=finish)
+            self._finalizer.detach()
+            self._dispatcher = None
+            del self._executor
+        elif self._embedder is not None:
+            self._embedder.shutdown()
 
     def __enter__(self) -> LLM:
         return self
@@ -92,71 +308,67 @@ class LLM:
     ) -> None:
         self.shutdown()
 
-    def _live_session(self) -> Any:
-        if self._session is None:
+    def _live(self) -> Dispatcher:
+        if self._embedder is not None:
+            raise UsageError(f"{self.engine.path} is an encoder, which does not generate", "use embed")
+        if self._dispatcher is None:
             raise UsageError("this LLM has been shut down", "make a new one")
-        return self._session
+        return self._dispatcher
 
-    def _sequence(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, generation.Sequence]:
-        text, ids = self._prompt_tokens(prompt, params)
-        limits = self._live_session().limits
-        if not ids:
-            raise UsageError("a prompt is empty", "give at least one token")
-        if len(ids) > min(limits.max_input_len, limits.max_seq_len - 1):
-            raise UsageError(
-                f"a prompt has {len(ids)} tokens, the engine takes {min(limits.max_input_len, limits.max_seq_len - 1)}",
-                "shorten it, or rebuild with a larger --max-seq-len",
-            )
-        outside = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
-        if outside is not None:
-            raise UsageError(
-                f"token id {outside} is outside the vocabulary of {limits.vocab_size}", "use this engine's tokenizer"
-            )
-        end_ids = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            end_ids |= {params.end_id} if params.end_id is not None else set(self.tokenizer.eos_token_ids)
-        return text, generation.Sequence(ids, params, frozenset(end_ids))
+    def _live_maker(self) -> RequestMaker:
+        self._live()
+        return self._maker
 
-    def _prompt_tokens(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return None, list(prompt["prompt_token_ids"])
-            if "prompt" not in prompt:
-                raise UsageError("a prompt dict has neither 'prompt' nor 'prompt_token_ids'", "give one of them")
-            prompt = prompt["prompt"]
-        if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(prompt, add_special_tokens=params.add_special_tokens)
-        return None, [int(token) for token in prompt]
+    def _submit(self, request: PreparedRequest, *, streaming: bool) -> RequestHandle:
+        return self._live().submit(request.native, request.generated, streaming=streaming)
 
-    def _stops(self, sequence: generation.Sequence) -> bool:
-        strings = sequence.params.stop_strings
-        if not strings:
-            return False
-        text = self.tokenizer.decode(sequence.tokens, skip_special_tokens=sequence.params.skip_special_tokens)
-        found = [string for string in strings if string in text]
-        if found:
-            sequence.stop_reason = min(found, key=text.index)
-        return bool(found)
+    def _in_order(
+        self, requests: Iterable[PreparedRequest | TrtllmError], ahead: int, progress: Progress, *, on_error: str
+    ) -> Iterator[RequestOutput]:
+        def submit(request: PreparedRequest) -> RequestHandle:
+            return self._submit(request, streaming=False)
 
-    def _output(self, prompt: str | None, sequence: generation.Sequence) -> RequestOutput:
-        self._request_count += 1
-        params = sequence.params
-        text = ""
-        if params.detokenize:
-            text = self.tokenizer.decode(sequence.tokens, skip_special_tokens=params.skip_special_tokens)
-            if isinstance(sequence.stop_reason, str):
-                end = text.index(sequence.stop_reason)
-                text = text[: end + (len(sequence.stop_reason) if params.include_stop_str_in_output else 0)]
-        completion = CompletionOutput(
-            0, text, sequence.tokens, finish_reason=sequence.finish_reason, stop_reason=sequence.stop_reason
+        return outputs_in_order(requests, submit, ahead, progress, returns_errors=on_error == "return")
+
+    def _chat_ids(
+        self,
+        messages: Conversation,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> list[int]:
+        self._live()
+        text = self.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **dict(chat_template_kwargs or {})
         )
-        return RequestOutput(self._request_count, prompt, sequence.prompt, [completion], finished=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _awaited(self, what: str, timeout: float | None) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + (timeout or 0.0)
+        while True:
+            self._live()
+            found = [json.loads(text) for text in getattr(self._executor, f"take_{what}")()]
+            if found or time.monotonic() >= deadline:
+                return found
+            time.sleep(_STATS_POLL_SECONDS)
+
+
+def _close(dispatcher: Dispatcher) -> None:
+    dispatcher.shutdown(finish=False)
+
+
+def _until_left(handle: RequestHandle) -> Iterator[RequestOutput]:
+    try:
+        yield from handle
+    finally:
+        handle.abort()
 
 
 def _is_single(inputs: Any) -> bool:
-    if isinstance(inputs, str | Mapping):
+    """Whether this is one prompt: a text, a dict, or token ids."""
+    if isinstance(inputs, str | Mapping) or not hasattr(inputs, "__len__"):
         return True
-    return bool(len(inputs)) and not isinstance(inputs[0], str | Mapping | Sequence)
+    return bool(len(inputs)) and not isinstance(inputs[0], str | Mapping | Sequence | np.ndarray)
 
 
 def _params_for(prompts: Sequence[Any], given: Any) -> list[SamplingParams]:
@@ -164,6 +376,10 @@ def _params_for(prompts: Sequence[Any], given: Any) -> list[SamplingParams]:
         given = SamplingParams()
     if isinstance(given, SamplingParams):
         return [given] * len(prompts)
+    if not isinstance(given, Sequence) or not all(isinstance(params, SamplingParams) for params in given):
+        raise UsageError(
+            f"sampling_params is a {type(given).__name__}", "pass a SamplingParams, or one for each prompt"
+        )
     if len(given) != len(prompts):
         raise UsageError(f"{len(prompts)} prompts but {len(given)} sampling params", "give one, or one for each prompt")
     return list(given)

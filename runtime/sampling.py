@@ -151,35 +151,3 @@ def _is_vector(value: Any) -> bool:
     except (TypeError, ValueError, RuntimeError):
         return False
     return vector.ndim == 1 and not bool(np.isnan(vector).any())
-
-
-class Sampler:
-    """Picks tokens for one request; the same seed gives the same tokens, whatever else is in the batch."""
-
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._random = np.random.default_rng(params.seed if params.seed is not None else 0)
-
-    def pick(self, logits: np.ndarray) -> int:
-        """The next token from float32 logits [V]."""
-        if self._params.is_greedy:
-            return int(np.argmax(logits))
-        candidates, scores = _candidates(logits, self._params)
-        weights = np.exp(scores - scores[0])
-        cumulative = np.cumsum(weights / weights.sum())
-        return int(candidates[np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")])
-
-
-def _candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that top_k and top_p leave, best first, and their scaled logits in float64."""
-    temperature = 1.0 if params.temperature is None else params.temperature
-    kept = min(params.top_k or logits.size, logits.size)
-    chosen = np.argpartition(logits, -kept)[-kept:] if kept < logits.size else np.arange(logits.size)
-    chosen = chosen[np.lexsort((chosen, -logits[chosen]))]
-    scores = logits[chosen].astype(np.float64) / temperature
-    if params.top_p is not None and params.top_p < 1.0:
-        weights = np.exp(scores - scores[0])
-        cumulative = np.cumsum(weights) / weights.sum()
-        count = int(np.searchsorted(cumulative, params.top_p)) + 1
-        chosen, scores = chosen[:count], scores[:count]
-    return chosen, scores

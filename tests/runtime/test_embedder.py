@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm import Embedder, TrtllmError, compile
+from trtllm import LLM, Embedder, TrtllmError, compile
 from trtllm.errors import UsageError
 
 HIDDEN, LIMIT = 32, 12
@@ -143,3 +143,13 @@ def test_an_engine_takes_the_length_it_was_published_for(bert_directory: Path, t
     compile(folder, output_dir=tmp_path / "longer", max_seq_len=20)
     with Embedder(tmp_path / "longer") as embedder:
         assert embedder.max_tokens == 20
+
+
+def test_an_llm_on_an_encoder_embeds_and_does_nothing_else(engine: Path, embedder: Embedder) -> None:
+    with LLM(engine, threads=1) as llm:
+        assert np.array_equal(llm.embed(["hello", "world"]), embedder.embed(["hello", "world"]))
+        ids = llm.tokenize("hello")
+        assert np.array_equal(llm.embed([ids]), embedder.embed_tokens([ids]))
+        for call in (llm.generate, llm.generate_async, llm.stream):
+            with pytest.raises(UsageError, match="encoder"):
+                call("hello")
