@@ -85,6 +85,8 @@ class OnnxRuntimeLinearSession:
                     f"{row.past} + {row.count} tokens in slot {row.slot} do not fit the cache",
                     f"it has {self.info.cache.num_blocks} slots of {self.info.max_seq_len} tokens",
                 )
+        if len({row.slot for row in rows}) < len(rows):
+            raise UsageError("two rows of a step have the same slots", "give each sequence a slot of its own")
         lasts = {row.start + row.count - 1 for row in rows}
         if not self.info.gathers_all_logits and not lasts.issuperset(logits_indices.tolist()):
             raise UsageError(

@@ -71,10 +71,16 @@ class OnnxRuntimeSession:
         else:
             self._indices[0] = 0  # the head runs on one token, whose logits nobody sees
         for own, table in zip(self._tables, block_tables, strict=True):
-            own[:rows, : table.shape[1]] = table
+            own[:rows, : table.shape[1]] = table[:, : own.shape[1]]
         if self._bound != (count, rows, max(wanted, 1)):
             self._bind(count, rows, max(wanted, 1))
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise UsageError(
+                f"the engine refused a step: {str(error).splitlines()[0]}",
+                "tokens must be of the vocabulary, and rows must fit the blocks of their tables",
+            ) from error
         return self._logits[:wanted]
 
     def _bind(self, count: int, rows: int, wanted: int) -> None:

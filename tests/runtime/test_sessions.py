@@ -181,10 +181,12 @@ def test_a_linear_cache_is_what_it_was_built_as(engines: Any, options: dict[str,
 
 def test_steps_that_do_not_fit_are_refused(open_one: Callable[..., Stepper]) -> None:
     one = open_one()
-    with pytest.raises(Exception, match="fit"):
+    with pytest.raises(UsageError, match="fit"):
         one.step((0, PROMPT, CAPACITY - 5))
-    with pytest.raises(Exception, match="fit"):
+    with pytest.raises(UsageError, match="fit"):
         one.step((SLOTS, PROMPT, 0))
+    with pytest.raises(UsageError, match="exceeds" if one.columns > 1 else "slots"):
+        one.step(*((slot % SLOTS, PROMPT[:1], 0) for slot in range(SLOTS + 1)))
     with pytest.raises(UsageError, match="leaves the pool"):
         one.step(copies=[(0, 0, one.session.info.cache.num_blocks, 1)])
 
