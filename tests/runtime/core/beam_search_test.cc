@@ -12,11 +12,14 @@ using reference::Tokens;
 struct Model {
     std::uint64_t seed;
     std::int32_t vocab_size;
+    float boost = 0.0f;  // of every fourth token: where those end sequences, many do
     std::vector<float> logits(const Tokens &tokens) const {
         std::uint64_t hash = seed;
         for (const TokenId token : tokens) hash = hash * 6364136223846793005u + static_cast<std::uint64_t>(token) + 1;
         testing::Random random(hash);
-        return reference::random_logits(random, vocab_size, 1.5f);
+        auto row = reference::random_logits(random, vocab_size, 1.5f);
+        for (std::size_t t = 3; t < row.size(); t += 4) row[t] += boost;
+        return row;
     }
     std::vector<float> logprobs(const Tokens &tokens) const {
         auto row = logits(tokens);
@@ -205,10 +208,11 @@ TEST_CASE("narrow beams find what transformers' algorithm finds") {
         Search search;
         search.sampling().beam_width = static_cast<std::int32_t>(testing::pick(random, 1, 4));
         search.max_tokens = static_cast<std::int32_t>(testing::pick(random, 1, 8));
-        search.params->end_ids = round % 3 ? Tokens{3} : Tokens{3, 7};
+        search.params->end_ids = round % 3 ? Tokens{3} : Tokens{3, 7, 11};
         search.sampling().length_penalty = 0.5f * static_cast<float>(testing::pick(random, -2, 4));
         search.sampling().early_stopping = static_cast<std::int32_t>(testing::pick(random, 0, 2));
-        const Model model{random(), static_cast<std::int32_t>(testing::pick(random, 12, 16))};
+        const auto vocab_size = static_cast<std::int32_t>(testing::pick(random, 16, 20));  // candidates of one beam do
+        const Model model{random(), vocab_size, 1.5f * static_cast<float>(round % 4)};
         const auto results = run(search, model);
         check_results(search, results, transformers_search(search, model));
         by_end += results[0].end_token >= 0;
