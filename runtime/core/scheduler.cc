@@ -43,14 +43,16 @@ void check_lengths(const SchedulerRequest &request, const SchedulerConfig &confi
 
 void check_request(const SchedulerRequest &request, const SchedulerConfig &config) {
     check_lengths(request, config);
-    if (request.max_tokens < 1) throw RequestError("max_tokens is " + std::to_string(request.max_tokens), "ask for 1 or more");
+    if (request.max_tokens < 1) {
+        throw RequestError("max_tokens is " + std::to_string(request.max_tokens), "ask for 1 or more");
+    }
     if (!(request.priority >= 0.0f && request.priority <= 1.0f)) {
         throw RequestError("the priority is " + std::to_string(request.priority), "give a number between 0 and 1");
     }
     const std::int32_t most = std::min(config.max_batch_size, config.max_num_tokens);
     if (request.num_sequences < 1 || request.num_sequences > most) {
-        throw RequestError("the request has " + std::to_string(request.num_sequences) + " sequences and a step at most " +
-                               std::to_string(most),
+        throw RequestError("the request has " + std::to_string(request.num_sequences) +
+                               " sequences and a step at most " + std::to_string(most),
                            "ask for fewer, or raise max_batch_size and max_num_tokens");
     }
 }
@@ -91,7 +93,8 @@ void Scheduler::add(SchedulerRequest request) {
     const SchedulerConfig &config = books_->config();
     check_request(request, config);
     if (contains(request.id)) {
-        throw RequestError("request " + std::to_string(request.id) + " is known already", "give every request its own id");
+        throw RequestError("request " + std::to_string(request.id) + " is known already",
+                           "give every request its own id");
     }
     if (config.max_queue_size >= 0 && num_queued() - num_paused() >= config.max_queue_size) {
         throw RequestError("the queue is full: " + std::to_string(config.max_queue_size) + " requests wait",
@@ -115,13 +118,13 @@ void Scheduler::complete_row(const PlannedRow &row, std::int32_t num_valid, std:
     if (!sequence.in_step || sequence.cache_id != row.cache_id) return;  // cancelled while the step ran
     const std::int32_t num_own = row.num_tokens - row.num_draft_tokens;
     if (num_valid < num_own || num_valid > row.num_tokens) {
-        throw std::logic_error("a row of " + std::to_string(row.num_tokens) + " tokens has " + std::to_string(num_valid) +
-                               " valid ones");
+        throw std::logic_error("a row of " + std::to_string(row.num_tokens) + " tokens has " +
+                               std::to_string(num_valid) + " valid ones");
     }
     books_->answer_row(sequence);
     const std::span<const TokenId> tokens(sequence.tokens), drafts(sequence.drafts);
-    books_->commit(sequence, tokens.subspan(static_cast<std::size_t>(row.past_length), static_cast<std::size_t>(num_own)),
-                   now_ms);
+    const auto own = tokens.subspan(static_cast<std::size_t>(row.past_length), static_cast<std::size_t>(num_own));
+    books_->commit(sequence, own, now_ms);
     if (num_valid > num_own) {
         books_->commit(sequence, drafts.first(static_cast<std::size_t>(num_valid - num_own)), now_ms);
     }
@@ -138,7 +141,8 @@ void Scheduler::append(RequestId id, std::int32_t index, std::span<const TokenId
     const auto fail = [&](const char *what) { throw std::logic_error("request " + std::to_string(id) + ": " + what); };
     if (!request->is_forked && request->max_sequences > 1) fail("append() instead of start_sequences()");
     if (!sequence.waits_for_tokens() || sequence.in_step) fail("append() to a sequence that does not wait for tokens");
-    if (static_cast<std::size_t>(request->max_length - sequence.size()) < tokens.size()) fail("append() beyond max_tokens");
+    const auto most = static_cast<std::size_t>(request->max_length - sequence.size());
+    if (tokens.size() > most) fail("append() beyond max_tokens");
     // Accepted drafts are in the cache already: what is appended must be what was computed.
     const std::size_t num_known = std::min(sequence.drafts.size(), tokens.size());
     if (!std::equal(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(num_known), sequence.drafts.begin())) {
@@ -157,7 +161,9 @@ void Scheduler::start_sequences(RequestId id, std::span<const TokenId> first_tok
     if (request->is_forked || !first.waits_for_tokens() || first.in_step) {
         throw std::logic_error("start_sequences() before or after the prompt's end");
     }
-    if (count < 1 || count > request->max_sequences) throw std::logic_error("start_sequences() of too many sequences, or none");
+    if (count < 1 || count > request->max_sequences) {
+        throw std::logic_error("start_sequences() of too many sequences, or none");
+    }
     const std::vector<TokenId> prompt = first.tokens;
     request->sequences.resize(first_tokens.size());
     for (std::size_t i = 0; i < first_tokens.size(); ++i) {

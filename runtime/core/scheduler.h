@@ -57,9 +57,9 @@ public:
     ~Scheduler();
 
     // Puts a request into the queue. Throws RequestError, and nothing changes, when the queue is full, the id is known,
-    // the prompt is empty or leaves no room for one token below max_seq_len (to which max_tokens is capped), when it has
-    // more sequences than a step has rows or tokens, when the whole cache could not hold it, or when chunking is off and
-    // the prompt exceeds max_num_tokens.
+    // the prompt is empty or leaves no room for one token below max_seq_len (to which max_tokens is capped), when it
+    // has more sequences than a step has rows or tokens, when the whole cache could not hold it, or when chunking is
+    // off and the prompt exceeds max_num_tokens.
     void add(SchedulerRequest request);
 
     // Plans a step and books its blocks. Every planned row must be answered by complete_row() (or its request be

@@ -20,7 +20,8 @@ ScheduledRequest &RequestBooks::at(RequestId id) const {
 }
 
 ScheduledSequence &RequestBooks::at(ScheduledRequest &request, std::int32_t sequence) {
-    if (sequence >= 0 && sequence < static_cast<std::int32_t>(request.sequences.size())) return request.sequences[sequence];
+    const auto count = static_cast<std::int32_t>(request.sequences.size());
+    if (sequence >= 0 && sequence < count) return request.sequences[sequence];
     throw std::logic_error("request " + std::to_string(request.id) + " has no sequence " + std::to_string(sequence));
 }
 

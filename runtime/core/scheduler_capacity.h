@@ -23,7 +23,7 @@ public:
     std::int64_t spare() const;
     // Whether an empty cache could hold the request to its end.
     bool could_ever_hold(const ScheduledRequest &request) const;
-    // Whether a waiting request, whose first `num_reusable` tokens are in the cache, has a chance to be promised its end.
+    // Whether a waiting request, whose first `num_reusable` tokens are in the cache, might be promised its end.
     bool may_promise(const ScheduledRequest &request, std::int32_t num_reusable) const;
     // Whether a request that has just been opened can be promised its end.
     bool can_promise(const ScheduledRequest &request) const;

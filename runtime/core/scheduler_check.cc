@@ -49,7 +49,8 @@ void check_books(const RequestBooks &books) {
     bool is_any_open = false;
     for (const auto &[id, request] : books.requests()) {
         check_request(books, *request);
-        const bool is_queued = request->place == RequestPlace::queued, is_active = request->place == RequestPlace::active;
+        const bool is_queued = request->place == RequestPlace::queued;
+        const bool is_active = request->place == RequestPlace::active;
         num_queued += is_queued;
         num_active += is_active;
         num_paused += is_queued && request->was_paused;
@@ -59,13 +60,16 @@ void check_books(const RequestBooks &books) {
             is_any_open |= sequence.is_open();
         }
     }
-    require(num_queued == books.queue().size() && num_active == books.active().size(), "a request is in no or in two places");
-    require(std::is_sorted(books.active().begin(), books.active().end(), MoreImportant()), "the flight is out of order");
+    require(num_queued == books.queue().size() && num_active == books.active().size(),
+            "a request is in no or in two places");
+    require(std::is_sorted(books.active().begin(), books.active().end(), MoreImportant()),
+            "the flight is out of order");
     require(num_rows == books.num_rows_in_step(), "rows are counted wrong");
     require(num_paused == books.num_paused() && num_beam_searches == books.num_active_beam_searches(),
             "paused requests or beam searches are counted wrong");
     const SchedulerConfig &config = books.config();
-    require(books.num_slots_taken() <= std::min(config.max_batch_size, config.max_num_tokens), "too many sequences are in flight");
+    require(books.num_slots_taken() <= std::min(config.max_batch_size, config.max_num_tokens),
+            "too many sequences are in flight");
     require(num_paused == 0 || config.capacity_scheduler_policy == CapacitySchedulerPolicy::max_utilization,
             "a request is paused that was promised its end");
     require(is_any_open || books.cache().num_available_blocks() == books.cache().num_blocks(),

@@ -45,7 +45,8 @@ bool StepPlanner::start(ScheduledRequest &request) {
 // Opens the first live sequence and plans its first chunk; its siblings follow when they can fork from it.
 bool StepPlanner::open_first(ScheduledRequest &request) {
     auto &sequences = request.sequences;
-    const auto first = std::find_if(sequences.begin(), sequences.end(), [](const auto &item) { return item.is_live(); });
+    const auto first =
+        std::find_if(sequences.begin(), sequences.end(), [](const auto &item) { return item.is_live(); });
     if (!open_by_tokens(request, *first)) return false;
     if (!capacity_.is_promised(request) || capacity_.can_promise(request)) {
         const bool in_turns = config_.context_chunking_policy == ContextChunkingPolicy::equal_progress;

@@ -49,7 +49,8 @@ struct ScheduledRequest {
     // Places among max_batch_size sequences.
     std::int32_t num_slots() const { return !is_forked || is_beam_search ? max_sequences : num_live(); }
     bool waits_for_tokens() const {
-        return std::any_of(sequences.begin(), sequences.end(), [](const auto &item) { return item.waits_for_tokens(); });
+        return std::any_of(sequences.begin(), sequences.end(),
+                           [](const auto &item) { return item.waits_for_tokens(); });
     }
     bool waits_for_fork() const {
         return std::any_of(sequences.begin(), sequences.end(),

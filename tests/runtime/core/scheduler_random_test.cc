@@ -101,7 +101,8 @@ private:
         const TokenId family = static_cast<TokenId>(some(0, 2));  // prompts of a family begin alike
         const auto common = static_cast<std::size_t>(some(0, static_cast<std::int64_t>(length)));
         for (std::size_t i = 0; i < length; ++i) {
-            request.prompt.push_back(i < common ? static_cast<TokenId>((i * 5 + family) % 11) : static_cast<TokenId>(some(0, 2)));
+            const auto shared = static_cast<TokenId>((i * 5 + static_cast<std::size_t>(family)) % 11);
+            request.prompt.push_back(i < common ? shared : static_cast<TokenId>(some(0, 2)));
         }
         request.max_tokens = static_cast<std::int32_t>(some(1, 30));
         request.num_sequences = some(0, 2) == 0 ? static_cast<std::int32_t>(some(1, 4)) : 1;

@@ -81,8 +81,8 @@ TEST_CASE("without chunking a prompt longer than a step is refused") {
 
 TEST_CASE("configurations that contradict themselves are refused") {
     KvCacheManager cache(blocks(8), {});
-    for (auto member : {&SchedulerConfig::max_batch_size, &SchedulerConfig::max_num_tokens, &SchedulerConfig::max_seq_len,
-                        &SchedulerConfig::chunk_unit}) {
+    for (auto member : {&SchedulerConfig::max_batch_size, &SchedulerConfig::max_num_tokens,
+                        &SchedulerConfig::max_seq_len, &SchedulerConfig::chunk_unit}) {
         auto wrong = config();
         wrong.*member = 0;
         CHECK_THROWS(Scheduler(wrong, cache), RequestError);
@@ -302,7 +302,8 @@ TEST_CASE("beams go on from their parents' caches without computing anything aga
     CHECK_EQ(plan.rows[1].cache_id, only_child);
     for (const PlannedRow &row : plan.rows) world.run(row);
     CHECK(std::ranges::equal(world.scheduler.tokens(1, 2).last(2), std::vector<TokenId>{1, 5}));
-    CHECK_THROWS(world.scheduler.reorder(1, std::vector<std::int32_t>{3}, std::vector<TokenId>{1}, 0), std::logic_error);
+    const std::vector<std::int32_t> unknown = {3};
+    CHECK_THROWS(world.scheduler.reorder(1, unknown, std::vector<TokenId>{1}, 0), std::logic_error);
 }
 
 TEST_CASE("static_batch starts nothing while anything is in flight") {
