@@ -81,6 +81,16 @@ void find_spans(const AttentionShape& shape, const AttentionArrays& arrays, cons
   }
 }
 
+// The keys that are read after span `index` of a tile that ends at `end`. A machine foresees those that follow in memory,
+// and a long span's worth of others would drive out what is in use: then the span itself.
+const float* keys_ahead(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
+                        const Spans& spans, int64_t index, int64_t end) {
+  const Span& span = spans.keys[index];
+  if (span.tokens > kPackedKeys) return span.data;
+  if (index + 1 < spans.count) return spans.keys[index + 1].data;
+  return end < task.key_end ? arrays.key_cache + cache_offset(shape, arrays, task, end) : span.data;
+}
+
 // Keys of the tile that begins at `key`; later tiles begin at multiples of `most`.
 int64_t tile_keys(const AttentionTask& task, int64_t key, int64_t most) {
   return std::min(most - key % most, task.key_end - key);
@@ -442,17 +452,20 @@ ATTENTION_TARGET void prepare_columns(const AttentionShape& shape, const Attenti
 }
 
 // scores[Rows, kScoreStride] of `count` keys. Past them, up to a multiple of kLanes, the last key repeats. Fetches the
-// values meanwhile: decode waits for memory, and they are next.
+// values meanwhile, and as much from `ahead`: decode waits for memory, and they are next.
 template <int Rows, int Size>
-ATTENTION_TARGET void dot_rows(const float* queries, const float* keys, const float* values, int64_t count,
-                               int64_t head_size, float* scores) {
+ATTENTION_TARGET void dot_rows(const float* queries, const float* keys, const float* values, const float* ahead,
+                               int64_t count, int64_t head_size, float* scores) {
   const int64_t size = Size ? Size : head_size;
   for (int64_t key = 0; key < count; key += kLanes) {
     Vector part[Rows][kLanes / kDotKeys];
     for (int p = 0; p < kLanes / kDotKeys; ++p) {
       const float* row[kDotKeys];
       for (int i = 0; i < kDotKeys; ++i) row[i] = keys + std::min(key + p * kDotKeys + i, count - 1) * size;
-      for (int64_t d = 0; d < kDotKeys * size; d += 16) __builtin_prefetch(values + (key + p * kDotKeys) * size + d);
+      for (int64_t d = 0; d < kDotKeys * size; d += 16) {
+        __builtin_prefetch(values + (key + p * kDotKeys) * size + d);
+        __builtin_prefetch(ahead + (key + p * kDotKeys) * size + d);
+      }
       Vector sum[Rows][kDotKeys] = {};
       for (int64_t d = 0; d < size; d += kLanes) {
         Vector query[Rows];
@@ -470,16 +483,16 @@ ATTENTION_TARGET void dot_rows(const float* queries, const float* keys, const fl
 }
 
 template <int Size>
-ATTENTION_TARGET void dot(const float* queries, const float* keys, const float* values, int64_t count, int64_t rows,
-                          int64_t size, float* scores) {
+ATTENTION_TARGET void dot(const float* queries, const float* keys, const float* values, const float* ahead,
+                          int64_t count, int64_t rows, int64_t size, float* scores) {
   int64_t row = 0;
   for (; row + kDotRows <= rows; row += kDotRows)
-    dot_rows<kDotRows, Size>(queries + row * size, keys, values, count, size, scores + row * kScoreStride);
+    dot_rows<kDotRows, Size>(queries + row * size, keys, values, ahead, count, size, scores + row * kScoreStride);
   queries += row * size;
   scores += row * kScoreStride;
-  if (rows - row == 3) dot_rows<3, Size>(queries, keys, values, count, size, scores);
-  if (rows - row == 2) dot_rows<2, Size>(queries, keys, values, count, size, scores);
-  if (rows - row == 1) dot_rows<1, Size>(queries, keys, values, count, size, scores);
+  if (rows - row == 3) dot_rows<3, Size>(queries, keys, values, ahead, count, size, scores);
+  if (rows - row == 2) dot_rows<2, Size>(queries, keys, values, ahead, count, size, scores);
+  if (rows - row == 1) dot_rows<1, Size>(queries, keys, values, ahead, count, size, scores);
 }
 
 // A maximum that starts finite lets a masked score, -inf, become exp(-inf) and never inf - inf.
@@ -577,7 +590,8 @@ ATTENTION_TARGET void attend_direct(const AttentionShape& shape, const Attention
     find_spans(shape, arrays, task, key, count, spans);
     float* scores = scratch.scores;
     for (int64_t i = 0; i < spans.count; scores += spans.keys[i++].tokens)
-      dot<Size>(scratch.queries, spans.keys[i].data, spans.values[i].data, spans.keys[i].tokens, rows, size, scores);
+      dot<Size>(scratch.queries, spans.keys[i].data, spans.values[i].data,
+                keys_ahead(shape, arrays, task, spans, i, key + count), spans.keys[i].tokens, rows, size, scores);
     for (int64_t row = 0; row < rows; ++row)
       soften_row(scratch.scores + row * kScoreStride, count,
                  static_cast<float>(task.past + task.begin + row / group - key), window_of(shape), shape.softcap,
