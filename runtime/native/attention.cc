@@ -81,8 +81,8 @@ void find_spans(const AttentionShape& shape, const AttentionArrays& arrays, cons
   }
 }
 
-// The keys that are read after span `index` of a tile that ends at `end`. A machine foresees those that follow in memory,
-// and a long span's worth of others would drive out what is in use: then the span itself.
+// The keys that are read after span `index` of a tile that ends at `end`. A machine foresees those that follow in
+// memory, and a long span's worth of others would drive out what is in use: then the span itself.
 const float* keys_ahead(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                         const Spans& spans, int64_t index, int64_t end) {
   const Span& span = spans.keys[index];
@@ -178,8 +178,8 @@ void attention_append(const AttentionPlan& plan, const AttentionShape& shape, co
   if (task.key_end > task.past) kernels_of(plan.lanes).append(shape, arrays, task);
 }
 
-void attention_task(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays, int64_t index,
-                    float* scratch, float* partials) {
+void attention_task(const AttentionPlan& plan, const AttentionShape& shape, const AttentionArrays& arrays,
+                    int64_t index, float* scratch, float* partials) {
   const AttentionTask& task = plan.tasks[static_cast<size_t>(index)];
   if (!plan.append_first) attention_append(plan, shape, arrays, index);
   kernels_of(plan.lanes).attend(plan, shape, arrays, task, cut_scratch(plan, shape, scratch), partials);
