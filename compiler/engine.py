@@ -83,6 +83,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
     weights: tuple[WeightEntry, ...]
     packages: Mapping[str, str] = field(default_factory=dict)
+    stripped: tuple[str, ...] = ()
+    """Weights that the directory does not hold; see `trtllm.compiler.stripping`."""
+    stripped_sources: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the checkpoint tensors that an engine of a pruned checkpoint lacks. The hashes of the weights that are
+    made of them are not known before they are put back: their entries have an empty sha256."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -156,6 +161,8 @@ def _read_manifest(folder: Path) -> Manifest:
             files={_safe_name(name): FileEntry(**entry) for name, entry in data["files"].items()},
             weights=tuple(WeightEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in data["weights"]),
             packages=data.get("packages", {}),
+            stripped=tuple(data.get("stripped", ())),
+            stripped_sources=data.get("stripped_sources", {}),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{path} is not a manifest: {error}", "rebuild the engine") from None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trtllm.compiler.engine import ENGINE, Engine
+from trtllm.compiler.stripping import refuse_stripped
 from trtllm.errors import TargetError
 
 NUMPY_TYPES = {"FLOAT": np.float32, "FLOAT16": np.float16, "INT64": np.int64, "INT32": np.int32}
@@ -22,6 +23,7 @@ def bind(bind_one: Any, name: str, array: np.ndarray, shape: tuple[int, ...] | N
 
 def load(engine: Engine, threads: int | None) -> Any:
     """The engine's graph as an onnxruntime session. Raises TargetError when this machine cannot run it."""
+    refuse_stripped(engine)
     try:
         import onnxruntime
     except ImportError:
