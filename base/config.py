@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trtllm.errors import UsageError
-from trtllm.quantization import SCHEMES
+from trtllm.quantization import SCHEMES, LayerPlan, MixedPrecision, WeightScales
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -19,7 +19,12 @@ class BuildConfig(BaseModel):
     """Shapes, types and target of a build. Field names and meanings are those of the reference `BuildConfig`.
 
     Lengths count tokens, batch sizes count sequences. `None` means "derived": `max_seq_len` from the model and
-    memory, `dtype` from the target, `opt_*` from the maxima.
+    memory, `dtype` from the target, `opt_*` from the maxima, `group_size` and `weight_scales` from the scheme.
+
+    `exclude_modules` are globs over module names that keep full precision, `quantized_layers` maps such globs to other
+    schemes, `quantization_bits` is the average of a MIXED_PRECISION in bits per weight. Calibration reads `calib_size`
+    samples of `calib_max_seq_length` tokens of `calib_dataset`, a JSONL or text file (None: the text that comes with
+    the package), and keeps its progress in `calib_dir`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,6 +32,16 @@ class BuildConfig(BaseModel):
     target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantization: str | None = None
+    group_size: Literal[16, 32, 64, 128, 256] | None = None
+    weight_scales: WeightScales | None = None
+    exclude_modules: tuple[str, ...] = ()
+    quantized_layers: dict[str, str] = Field(default_factory=dict)
+    quantization_bits: float | None = Field(None, gt=0, le=32)
+    calib_dataset: str | None = None
+    calib_size: int = Field(64, ge=1)
+    calib_max_seq_length: int = Field(512, ge=2)
+    calib_dir: str | None = None
+    calib_inputs: Literal["quantized", "full"] = "quantized"
     optimization_level: Literal[0, 1, 2] = 2
 
     max_batch_size: int = Field(8, ge=1, le=65536)
@@ -52,11 +67,35 @@ class BuildConfig(BaseModel):
             raise ValueError(
                 f"quantization: unknown method '{self.quantization}'{_suggest(self.quantization, SCHEMES)}"
             )
+        for method in self.quantized_layers.values():
+            if method not in SCHEMES or isinstance(SCHEMES[method], MixedPrecision):
+                raise ValueError(f"quantized_layers: unknown method '{method}'{_suggest(method, SCHEMES)}")
+        if self.quantization is None and self._quantization_details():
+            raise ValueError(f"{', '.join(self._quantization_details())} is given without a quantization")
+        mixed = self.quantization is not None and isinstance(SCHEMES[self.quantization], MixedPrecision)
+        if self.quantization_bits is not None and not mixed:
+            raise ValueError("quantization_bits is a budget of the quantization MIXED_PRECISION")
+        if mixed and self.quantization_bits is None and not self.quantized_layers:
+            raise ValueError("MIXED_PRECISION needs quantization_bits or quantized_layers")
         if self.max_input_len and self.max_seq_len and self.max_input_len > self.max_seq_len:
             raise ValueError(f"max_input_len {self.max_input_len} exceeds max_seq_len {self.max_seq_len}")
         if self.opt_batch_size and self.opt_batch_size > self.max_batch_size:
             raise ValueError(f"opt_batch_size {self.opt_batch_size} exceeds max_batch_size {self.max_batch_size}")
         return self
+
+    def _quantization_details(self) -> list[str]:
+        given = {
+            "group_size": self.group_size,
+            "weight_scales": self.weight_scales,
+            "exclude_modules": self.exclude_modules,
+            "quantized_layers": self.quantized_layers,
+            "quantization_bits": self.quantization_bits,
+        }
+        return [name for name, value in given.items() if value]
+
+    @property
+    def layer_plan(self) -> LayerPlan:
+        return LayerPlan(self.exclude_modules, self.quantized_layers)
 
 
 def build_config(values: Mapping[str, Any]) -> BuildConfig:

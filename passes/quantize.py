@@ -33,6 +33,7 @@ class QuantizeWeights(Pass):
         if context.build.quantization is None:
             return 0
         scheme = SCHEMES[context.build.quantization]
+        assert isinstance(scheme, WeightOnly), scheme.name
         count = 0
         for node in list(network.graph):
             if not is_dialect(node, *_WEIGHT_INPUTS):
