@@ -290,6 +290,11 @@ class LLM:
         Path(path).write_text(self._executor.trace_json(), encoding="utf-8")
         return Path(path)
 
+    def check(self) -> None:
+        """Proves that the executor's books balance; when nothing is under way, that every cache block came back."""
+        self._live()
+        self._executor.check()
+
     def shutdown(self, finish: bool = False) -> None:
         """Ends requests under way, with `finish` only after they have finished, and releases the engine."""
         if self._dispatcher is not None:

@@ -140,12 +140,13 @@ nb::list logprob_lists(const std::vector<std::vector<TokenLogprob>> &items) {
     return result;
 }
 
+// The matrix lives as long as the response or the array, whichever is longer.
 nb::object matrix(const std::shared_ptr<LogitsMatrix> &logits) {
     if (!logits) return nb::none();
-    auto *owned = new std::vector<float>(std::move(logits->values));
-    const nb::capsule owner(owned, [](void *data) noexcept { delete static_cast<std::vector<float> *>(data); });
+    auto *shared = new std::shared_ptr<LogitsMatrix>(logits);
+    const nb::capsule owner(shared, [](void *data) noexcept { delete static_cast<std::shared_ptr<LogitsMatrix> *>(data); });
     const std::size_t shape[] = {static_cast<std::size_t>(logits->rows), static_cast<std::size_t>(logits->columns)};
-    return nb::cast(nb::ndarray<nb::numpy, float>(owned->data(), 2, shape, owner));
+    return nb::cast(nb::ndarray<nb::numpy, float>(logits->values.data(), 2, shape, owner));
 }
 
 nb::object metrics_dict(const std::optional<RequestPerfMetrics> &metrics) {
