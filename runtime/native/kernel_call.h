@@ -92,6 +92,15 @@ public:
         return value;
     }
 
+    // For an attribute that engines of earlier versions lack.
+    std::int64_t integer_or(const char *name, std::int64_t otherwise) const {
+        std::int64_t value = otherwise;
+        ort::Status *status = api_.attribute(info_, name, &value);
+        if (status == nullptr) return value;
+        api_.release_status(status);
+        return otherwise;
+    }
+
     float number(const char *name) const {
         float value = 0;
         require_ok(api_, api_.attribute(info_, name, &value), (std::string("read attribute ") + name).c_str());

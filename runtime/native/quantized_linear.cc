@@ -108,10 +108,17 @@ void gate_block(const float *gate, const float *up, Gate kind, float *result) {
     for (int i = 0; i < block_length; ++i) result[i] = gated(gate[i], kind) * up[i];
 }
 
-int weight_value(const std::uint8_t *block, int bits, int column, int k) {
-    if (bits == 8) return int(block[((k / 4) * tile_width + column) * 4 + k % 4]) - 128;
+// As stored: `TiledWeight::zero` more than the integer.
+int stored_value(const std::uint8_t *block, int bits, int column, int k) {
+    if (bits == 8) return block[((k / 4) * tile_width + column) * 4 + k % 4];
     const std::uint8_t pair = block[(((k % 16) / 4) * tile_width + column) * 4 + k % 4];
-    return int(k < 16 ? pair & 15 : pair >> 4) - 8;
+    return k < 16 ? pair & 15 : pair >> 4;
+}
+
+// What is added to every integer of a block times its scale. The product by a zero point is exact: 11 bits by 11.
+float block_offset(const TiledWeight &w, std::int64_t place, float scale) {
+    const float offset = half_to_float(w.offsets[place]);
+    return w.offset == Offset::zero_point ? -scale * offset : offset;
 }
 
 void multiply_portable(const TiledWeight &w, const RoundedRows &a, std::int64_t first, std::int64_t last, float *y) {
@@ -126,9 +133,12 @@ void multiply_portable(const TiledWeight &w, const RoundedRows &a, std::int64_t 
                     const std::uint8_t *values = w.values + (tile * blocks + block) * w.block_bytes();
                     const std::int8_t *x = a.values + row * w.inputs + block * block_length;
                     std::int32_t sum = 0;
-                    for (int k = 0; k < block_length; ++k) sum += weight_value(values, w.bits, int(column), k) * x[k];
-                    const float scale = half_to_float(w.scales[(tile * blocks + block) * tile_width + column]);
+                    for (int k = 0; k < block_length; ++k)
+                        sum += (stored_value(values, w.bits, int(column), k) - w.zero()) * x[k];
+                    const std::int64_t place = (tile * blocks + block) * tile_width + column;
+                    const float scale = half_to_float(w.scales[place]);
                     total = std::fma(static_cast<float>(sum), scale * a.scales[row * blocks + block], total);
+                    if (w.offsets) total = std::fma(block_offset(w, place, scale), a.sums[row * blocks + block], total);
                 }
                 y[row * w.outputs + n] = total + (w.bias ? w.bias[n] : 0.0f);
             }
@@ -180,7 +190,14 @@ AVX2_TARGET __m256i block_sum_avx2(const std::uint8_t *values, const std::int8_t
     }
 }
 
-template <int Bits, int Rows>
+// The offsets of eight outputs as what is added to the weights: zero points are multiplied by their scales.
+AVX2_TARGET inline __m256 offsets_avx2(const TiledWeight &w, const std::uint16_t *offsets, __m256 scale) {
+    const __m256 stored = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(offsets)));
+    if (w.offset == Offset::minimum) return stored;
+    return _mm256_mul_ps(stored, _mm256_xor_ps(scale, _mm256_set1_ps(-0.0f)));
+}
+
+template <int Bits, bool HasOffsets, int Rows>
 AVX2_TARGET void tile_rows_avx2(const TiledWeight &w, const RoundedRows &a, std::int64_t tile, std::int64_t row,
                                 float *y) {
     const std::int64_t blocks = w.blocks(), columns = std::min(tile_width, w.outputs - tile * tile_width);
@@ -192,12 +209,17 @@ AVX2_TARGET void tile_rows_avx2(const TiledWeight &w, const RoundedRows &a, std:
         for (int half = 0; half < 2; ++half) {
             const __m256 scale =
                 _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(scales + 8 * half)));
+            [[maybe_unused]] __m256 offset;
+            if constexpr (HasOffsets)
+                offset = offsets_avx2(w, w.offsets + (tile * blocks + block) * tile_width + 8 * half, scale);
             for (int r = 0; r < Rows; ++r) {
                 const std::int64_t at = (row + r) * blocks + block;
                 const __m256i sum = block_sum_avx2<Bits>(
                     values + 32 * half, a.values + (row + r) * w.inputs + block * block_length, a.corrections[at]);
                 totals[r][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum),
                                                   _mm256_mul_ps(scale, _mm256_set1_ps(a.scales[at])), totals[r][half]);
+                if constexpr (HasOffsets)
+                    totals[r][half] = _mm256_fmadd_ps(offset, _mm256_set1_ps(a.sums[at]), totals[r][half]);
             }
         }
     }
@@ -211,12 +233,12 @@ AVX2_TARGET void tile_rows_avx2(const TiledWeight &w, const RoundedRows &a, std:
     }
 }
 
-template <int Bits>
+template <int Bits, bool HasOffsets>
 void multiply_avx2(const TiledWeight &w, const RoundedRows &a, std::int64_t first, std::int64_t last, float *y) {
     for (std::int64_t tile = first; tile < last; ++tile) {
         std::int64_t row = 0;
-        for (; row + 4 <= a.rows; row += 4) tile_rows_avx2<Bits, 4>(w, a, tile, row, y);
-        for (; row < a.rows; ++row) tile_rows_avx2<Bits, 1>(w, a, tile, row, y);
+        for (; row + 4 <= a.rows; row += 4) tile_rows_avx2<Bits, HasOffsets, 4>(w, a, tile, row, y);
+        for (; row < a.rows; ++row) tile_rows_avx2<Bits, HasOffsets, 1>(w, a, tile, row, y);
     }
 }
 
@@ -242,14 +264,21 @@ VNNI_TARGET inline __m512i four_inputs_wide(const std::int8_t *x) {
     return _mm512_set1_epi32(word);
 }
 
+// The offsets of a tile as what is added to the weights: zero points are multiplied by their scales.
+VNNI_TARGET inline __m512 offsets_vnni(const std::uint16_t *offsets, __m512 scale, __mmask16 zero_points) {
+    const __m512 stored = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(offsets)));
+    return _mm512_mask_mul_ps(stored, zero_points, stored, _mm512_xor_ps(scale, _mm512_set1_ps(-0.0f)));
+}
+
 // `Rows` rows by `Tiles` neighbouring tiles, all sums in registers.
-template <int Bits, int Rows, int Tiles>
+template <int Bits, bool HasOffsets, int Rows, int Tiles>
 VNNI_TARGET void tile_rows_vnni(const TiledWeight &w, const RoundedRows &a, std::int64_t tile, std::int64_t row,
                                 float *y) {
     const std::int64_t blocks = w.blocks(), bytes = w.block_bytes();
     __m512 totals[Rows][Tiles];
     for (auto &total : totals)
         for (auto &part : total) part = _mm512_setzero_ps();
+    [[maybe_unused]] const __mmask16 zero_points = w.offset == Offset::zero_point ? 0xffff : 0;
     for (std::int64_t block = 0; block < blocks; ++block) {
         for (int t = 0; t < Tiles; ++t) {
             const std::int64_t at = (tile + t) * blocks + block;
@@ -257,6 +286,8 @@ VNNI_TARGET void tile_rows_vnni(const TiledWeight &w, const RoundedRows &a, std:
             load_block<Bits>(w.values + at * bytes, weights);
             const __m512 scale = _mm512_cvtph_ps(
                 _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w.scales + at * tile_width)));
+            [[maybe_unused]] __m512 offset;
+            if constexpr (HasOffsets) offset = offsets_vnni(w.offsets + at * tile_width, scale, zero_points);
             for (int r = 0; r < Rows; ++r) {
                 const std::int8_t *x = a.values + (row + r) * w.inputs + block * block_length;
                 const std::int64_t place = (row + r) * blocks + block;
@@ -274,6 +305,8 @@ VNNI_TARGET void tile_rows_vnni(const TiledWeight &w, const RoundedRows &a, std:
                 }
                 const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(a.scales[place]));
                 totals[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, totals[r][t]);
+                if constexpr (HasOffsets)
+                    totals[r][t] = _mm512_fmadd_ps(offset, _mm512_set1_ps(a.sums[place]), totals[r][t]);
             }
         }
     }
@@ -286,29 +319,29 @@ VNNI_TARGET void tile_rows_vnni(const TiledWeight &w, const RoundedRows &a, std:
     }
 }
 
-template <int Bits, int Rows, int Tiles>
+template <int Bits, bool HasOffsets, int Rows, int Tiles>
 void rows_vnni(const TiledWeight &w, const RoundedRows &a, std::int64_t row, std::int64_t first, std::int64_t last,
                float *y) {
     std::int64_t tile = first;
-    for (; tile + Tiles <= last; tile += Tiles) tile_rows_vnni<Bits, Rows, Tiles>(w, a, tile, row, y);
-    for (; tile < last; ++tile) tile_rows_vnni<Bits, Rows, 1>(w, a, tile, row, y);
+    for (; tile + Tiles <= last; tile += Tiles) tile_rows_vnni<Bits, HasOffsets, Rows, Tiles>(w, a, tile, row, y);
+    for (; tile < last; ++tile) tile_rows_vnni<Bits, HasOffsets, Rows, 1>(w, a, tile, row, y);
 }
 
 // Rows in groups of eight; each tile meets all of them while it lies in the first cache.
-template <int Bits>
+template <int Bits, bool HasOffsets>
 void multiply_vnni(const TiledWeight &w, const RoundedRows &a, std::int64_t first, std::int64_t last, float *y) {
-    if (a.rows == 1) return rows_vnni<Bits, 1, 4>(w, a, 0, first, last, y);
+    if (a.rows == 1) return rows_vnni<Bits, HasOffsets, 1, 4>(w, a, 0, first, last, y);
     for (std::int64_t tile = first; tile < last; ++tile) {
         std::int64_t row = 0;
-        for (; row + 8 <= a.rows; row += 8) tile_rows_vnni<Bits, 8, 1>(w, a, tile, row, y);
+        for (; row + 8 <= a.rows; row += 8) tile_rows_vnni<Bits, HasOffsets, 8, 1>(w, a, tile, row, y);
         switch (a.rows - row) {
-            case 7: tile_rows_vnni<Bits, 7, 1>(w, a, tile, row, y); break;
-            case 6: tile_rows_vnni<Bits, 6, 1>(w, a, tile, row, y); break;
-            case 5: tile_rows_vnni<Bits, 5, 1>(w, a, tile, row, y); break;
-            case 4: tile_rows_vnni<Bits, 4, 1>(w, a, tile, row, y); break;
-            case 3: tile_rows_vnni<Bits, 3, 1>(w, a, tile, row, y); break;
-            case 2: tile_rows_vnni<Bits, 2, 1>(w, a, tile, row, y); break;
-            case 1: tile_rows_vnni<Bits, 1, 1>(w, a, tile, row, y); break;
+            case 7: tile_rows_vnni<Bits, HasOffsets, 7, 1>(w, a, tile, row, y); break;
+            case 6: tile_rows_vnni<Bits, HasOffsets, 6, 1>(w, a, tile, row, y); break;
+            case 5: tile_rows_vnni<Bits, HasOffsets, 5, 1>(w, a, tile, row, y); break;
+            case 4: tile_rows_vnni<Bits, HasOffsets, 4, 1>(w, a, tile, row, y); break;
+            case 3: tile_rows_vnni<Bits, HasOffsets, 3, 1>(w, a, tile, row, y); break;
+            case 2: tile_rows_vnni<Bits, HasOffsets, 2, 1>(w, a, tile, row, y); break;
+            case 1: tile_rows_vnni<Bits, HasOffsets, 1, 1>(w, a, tile, row, y); break;
             default: break;
         }
     }
@@ -356,7 +389,7 @@ std::int32_t round_values(const float *x, std::int8_t *values, float *scale, [[m
 void round_row(const float *x, const TiledWeight &weight, Gate gate, const RoundedRows &rounded, std::int64_t row,
                InstructionSet set) {
     const std::int64_t blocks = weight.blocks();
-    const std::int32_t zero_point = weight.bits == 4 ? 8 : 128;
+    const std::int32_t zero = weight.zero();
     float gated_values[block_length];
     for (std::int64_t block = 0; block < blocks; ++block) {
         const float *source = x + block * block_length;
@@ -365,20 +398,25 @@ void round_row(const float *x, const TiledWeight &weight, Gate gate, const Round
             source = gated_values;
         }
         std::int8_t *values = rounded.values + row * weight.inputs + block * block_length;
-        const std::int32_t sum = round_values(source, values, rounded.scales + row * blocks + block, set);
-        rounded.corrections[row * blocks + block] = -zero_point * sum;
+        const std::int64_t place = row * blocks + block;
+        const std::int32_t sum = round_values(source, values, rounded.scales + place, set);
+        rounded.corrections[place] = -zero * sum;
+        if (weight.offsets) rounded.sums[place] = rounded.scales[place] * static_cast<float>(sum);
     }
 }
 
 void multiply_tiles(const TiledWeight &weight, const RoundedRows &rounded, std::int64_t first, std::int64_t last,
                     float *y, [[maybe_unused]] InstructionSet set) {
 #if defined(__x86_64__)
-    if (set == InstructionSet::avx512_vnni)
-        return weight.bits == 4 ? multiply_vnni<4>(weight, rounded, first, last, y)
-                                : multiply_vnni<8>(weight, rounded, first, last, y);
-    if (set == InstructionSet::avx2)
-        return weight.bits == 4 ? multiply_avx2<4>(weight, rounded, first, last, y)
-                                : multiply_avx2<8>(weight, rounded, first, last, y);
+    using Multiply = void (*)(const TiledWeight &, const RoundedRows &, std::int64_t, std::int64_t, float *);
+    // by instruction set, bits (4, 8), and whether the weight has offsets
+    static constexpr Multiply loops[2][2][2] = {
+        {{multiply_avx2<4, false>, multiply_avx2<4, true>}, {multiply_avx2<8, false>, multiply_avx2<8, true>}},
+        {{multiply_vnni<4, false>, multiply_vnni<4, true>}, {multiply_vnni<8, false>, multiply_vnni<8, true>}},
+    };
+    if (set != InstructionSet::portable)
+        return loops[set == InstructionSet::avx512_vnni][weight.bits == 8][weight.offsets != nullptr](
+            weight, rounded, first, last, y);
 #endif
     multiply_portable(weight, rounded, first, last, y);
 }

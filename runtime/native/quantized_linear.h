@@ -5,6 +5,11 @@
 //   8 bits: byte ((j * 16) + c) * 4 + i of a block is weight[c][4 j + i] + 128, j < 8
 //   4 bits: the same byte, j < 4, holds weight[c][4 j + i] + 8 in its low and weight[c][16 + 4 j + i] + 8 in its high nibble
 // and its scales as float16 [N/16, K/32, 16]. Activations are rounded to 8 bits by block as they come.
+//
+// A weight may have an offset for each block and output, float16 in the same tiles as the scales: a minimum m, and the
+// weight is scale * integer + m, or a zero point z, and it is scale * (integer - z). The integers of a 4-bit weight with
+// offsets count from 0 (0 .. 15, stored as they are). What an offset adds to a sum is the offset times the sum of the
+// rounded activations of its block, which is known when these are rounded.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +20,8 @@ namespace trtllm {
 inline constexpr std::int64_t tile_width = 16;
 inline constexpr std::int64_t block_length = 32;
 
+enum class Offset : int { none = 0, minimum = 1, zero_point = 2 };
+
 struct TiledWeight {
     const std::uint8_t *values;
     const std::uint16_t *scales;  // float16 bits
@@ -22,7 +29,11 @@ struct TiledWeight {
     std::int64_t outputs;         // N; the last tile may be partly padding
     std::int64_t inputs;          // K, a multiple of 32
     int bits;                     // 4 or 8
+    const std::uint16_t *offsets = nullptr;  // float16 bits; null without
+    Offset offset = Offset::none;            // what the offsets are
 
+    // What is stored for the integer 0.
+    int zero() const { return bits == 8 ? 128 : offsets ? 0 : 8; }
     std::int64_t tiles() const { return (outputs + tile_width - 1) / tile_width; }
     std::int64_t blocks() const { return inputs / block_length; }
     std::int64_t block_bytes() const { return tile_width * block_length * bits / 8; }
@@ -32,8 +43,9 @@ struct TiledWeight {
 struct RoundedRows {
     std::int8_t *values;          // [rows, K]
     float *scales;                // [rows, K/32]
-    std::int32_t *corrections;    // [rows, K/32]: minus the weight's zero point times the block's sum
+    std::int32_t *corrections;    // [rows, K/32]: minus what the weight stores for 0 times the sum of the block's values
     std::int64_t rows;
+    float *sums = nullptr;        // [rows, K/32]: the block's sum, scaled; for a weight with offsets only
 };
 
 enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2, gelu = 3 };

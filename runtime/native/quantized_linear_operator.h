@@ -1,7 +1,8 @@
 // trtllm.cpu::QuantizedLinear: y = gate(x) times the transpose of a tiled weight, plus a bias.
 //
 // Inputs: x float [..., K] ([..., 2K] with a gate), values uint8 [N/16, K/32, bytes], scales float16 [N/16, K/32, 16],
-// bias float [N] (optional). Attributes: N, K, bits (4 or 8), gate (0 none, 1 silu, 2 gelu_tanh, 3 gelu).
+// bias float [N] (optional), offsets float16 [N/16, K/32, 16] (optional). Attributes: N, K, bits (4 or 8), gate (0 none,
+// 1 silu, 2 gelu_tanh, 3 gelu), and with offsets what they are, offset (1 minima, 2 zero points).
 #pragma once
 
 #include <algorithm>
@@ -15,7 +16,7 @@ namespace trtllm {
 class QuantizedLinearKernel {
 public:
     static constexpr const char *name = "QuantizedLinear";
-    static constexpr ort::ElementType inputs[] = {ort::float32, ort::uint8, ort::float16, ort::float32};
+    static constexpr ort::ElementType inputs[] = {ort::float32, ort::uint8, ort::float16, ort::float32, ort::float16};
     static constexpr ort::ElementType outputs[] = {ort::float32};
     static constexpr std::size_t required_inputs = 3;
 
@@ -23,7 +24,8 @@ public:
         : outputs_(attributes.integer("N")),
           inputs_(attributes.integer("K")),
           bits_(static_cast<int>(attributes.integer("bits"))),
-          gate_(static_cast<Gate>(attributes.integer("gate"))) {}
+          gate_(static_cast<Gate>(attributes.integer("gate"))),
+          offset_(static_cast<Offset>(attributes.integer_or("offset", 0))) {}
 
     void operator()(const KernelCall &call) const {
         auto shape = call.shape(0);
@@ -34,7 +36,8 @@ public:
         float *y = call.output<float>(0, shape);
         if (rows == 0) return;
         const TiledWeight weight{call.input<std::uint8_t>(1), call.input<std::uint16_t>(2),
-                                 call.optional_input<float>(3), outputs_, inputs_, bits_};
+                                 call.optional_input<float>(3), outputs_, inputs_, bits_,
+                                 offset_ == Offset::none ? nullptr : call.input<std::uint16_t>(4), offset_};
         const RoundedRows rounded = round_rows(call, weight, x, rows);
         multiply(call, weight, rounded, y);
     }
@@ -45,10 +48,12 @@ private:
         thread_local std::vector<std::int8_t> values;
         thread_local std::vector<float> scales;
         thread_local std::vector<std::int32_t> corrections;
+        thread_local std::vector<float> sums;
         values.resize(std::max<std::size_t>(values.size(), rows * inputs_));
         scales.resize(std::max<std::size_t>(scales.size(), rows * weight.blocks()));
         corrections.resize(std::max<std::size_t>(corrections.size(), rows * weight.blocks()));
-        const RoundedRows rounded{values.data(), scales.data(), corrections.data(), rows};
+        if (weight.offsets) sums.resize(std::max<std::size_t>(sums.size(), rows * weight.blocks()));
+        const RoundedRows rounded{values.data(), scales.data(), corrections.data(), rows, sums.data()};
         const std::int64_t width = gate_ == Gate::none ? inputs_ : 2 * inputs_;
         const std::int64_t rows_per_task = std::max<std::int64_t>(1, (1 << 14) / width);
         auto task = [&](std::size_t index) {
@@ -75,6 +80,7 @@ private:
     std::int64_t outputs_, inputs_;
     int bits_;
     Gate gate_;
+    Offset offset_;
 };
 
 }  // namespace trtllm

@@ -18,31 +18,48 @@ struct Case {
     int bits;
     Gate gate;
     bool bias;
+    Offset offset = Offset::none;
 };
 
 // A random weight, tiled, with its values beside it.
 struct Weight {
     std::vector<std::uint8_t> tiles;
     std::vector<std::uint16_t> scales;
+    std::vector<std::uint16_t> offsets;
     std::vector<float> bias;
-    std::vector<double> exact;  // [N, K]
+    std::vector<double> exact;  // [N, K]: scale * integer
+    std::vector<double> added;  // [N, K/32]: what the offset adds to each
 
     Weight(const Case &c, std::mt19937 &random) {
         const std::int64_t tile_count = (c.outputs + 15) / 16, blocks = c.inputs / 32;
         tiles.assign(tile_count * blocks * 64 * c.bits, c.bits == 8 ? 128 : 0x88);
         scales.assign(tile_count * blocks * 16, 0);
+        offsets = scales;
+        added.assign(c.outputs * blocks, 0.0);
         exact.resize(c.outputs * c.inputs);
         for (int i = 0; i < c.outputs; ++i) bias.push_back(static_cast<float>(random() % 100) / 10);
-        const int limit = c.bits == 8 ? 127 : 7;
+        const bool counts_from_zero = c.bits == 4 && c.offset != Offset::none;
+        const int lowest = c.bits == 8 ? (c.offset == Offset::none ? -127 : -128) : counts_from_zero ? 0 : -8;
+        const int highest = c.bits == 8 ? 127 : counts_from_zero ? 15 : 7;
         for (std::int64_t n = 0; n < c.outputs; ++n)
             for (std::int64_t k = 0; k < c.inputs; ++k) {
                 const std::int64_t at = (n / 16) * blocks + k / 32;
                 const bool negative = (n + k / 32) % 3 == 0;  // a scale may be negative
                 scales[at * 16 + n % 16] = negative ? 0xac00 : 0x2c00;  // -1/16 or 1/16 as float16
-                const int value = static_cast<int>(random() % (2 * limit + 1)) - limit;
+                const int value = lowest + static_cast<int>(random() % (highest - lowest + 1));
                 exact[n * c.inputs + k] = (negative ? -value : value) / 16.0;
-                place(at, n % 16, k % 32, value, c.bits);
+                place(at, n % 16, k % 32, counts_from_zero ? value - 8 : value, c.bits);
+                if (k % 32 == 0 && c.offset != Offset::none) offset(c, at, n, k / 32, random, negative ? -0.0625 : 0.0625);
             }
+    }
+
+    // Float16 values that are whole numbers or small fractions: 0x3c00 is 1, 0x4800 is 8, 0x4b80 is 15, 0xb266 about -0.2.
+    void offset(const Case &c, std::int64_t at, std::int64_t n, std::int64_t block, std::mt19937 &random, double scale) {
+        static constexpr std::uint16_t stored[] = {0x0000, 0x3c00, 0x4800, 0x4b80, 0xb266, 0xc500};
+        static constexpr double values[] = {0.0, 1.0, 8.0, 15.0, -0.199951171875, -5.0};
+        const std::size_t chosen = random() % 6;
+        offsets[at * 16 + n % 16] = stored[chosen];
+        added[n * (c.inputs / 32) + block] = c.offset == Offset::minimum ? values[chosen] : -scale * values[chosen];
     }
 
     void place(std::int64_t block, std::int64_t column, std::int64_t k, int value, int bits) {
@@ -59,11 +76,12 @@ struct Rounded {
     std::vector<std::int8_t> values;
     std::vector<float> scales;
     std::vector<std::int32_t> corrections;
+    std::vector<float> sums;
     RoundedRows rows;
 
     explicit Rounded(const Case &c)
         : values(c.rows * c.inputs), scales(c.rows * c.inputs / 32), corrections(c.rows * c.inputs / 32),
-          rows{values.data(), scales.data(), corrections.data(), c.rows} {}
+          sums(c.rows * c.inputs / 32), rows{values.data(), scales.data(), corrections.data(), c.rows, sums.data()} {}
 };
 
 std::vector<float> random_rows(const Case &c, std::mt19937 &random) {
@@ -97,13 +115,14 @@ bool multiplies_well(const Case &c, const Weight &weight, const Rounded &rounded
         for (std::int64_t n = 0; n < c.outputs; ++n) {
             double sum = c.bias ? weight.bias[n] : 0.0, magnitude = std::fabs(sum);
             for (std::int64_t k = 0; k < c.inputs; ++k) {
-                const double product = weight.exact[n * c.inputs + k] * rounded.values[row * c.inputs + k] *
-                                       double(rounded.scales[(row * c.inputs + k) / 32]);
-                sum += product;
-                magnitude += std::fabs(product);
+                const double x = rounded.values[row * c.inputs + k] * double(rounded.scales[(row * c.inputs + k) / 32]);
+                const double product = weight.exact[n * c.inputs + k] * x;
+                const double offset = weight.added[(n * c.inputs + k) / 32] * x;
+                sum += product + offset;
+                magnitude += std::fabs(product) + std::fabs(offset);
             }
             // integer sums are exact; each block adds a few float32 roundings of partial sums below the magnitude
-            const double bound = magnitude * 1.2e-7 * (c.inputs / 32 + 4);
+            const double bound = magnitude * 1.2e-7 * ((c.offset == Offset::none ? 1 : 2) * (c.inputs / 32) + 4);
             if (!(std::fabs(y[row * c.outputs + n] - sum) <= bound + 1e-12)) return false;
         }
     return true;
@@ -116,7 +135,8 @@ int check(const Case &c, InstructionSet set) {
     Rounded rounded(c);
     std::vector<float> y(c.rows * c.outputs, -1e30f);
     const TiledWeight tiled{weight.tiles.data(), weight.scales.data(), c.bias ? weight.bias.data() : nullptr,
-                            c.outputs, c.inputs, c.bits};
+                            c.outputs, c.inputs, c.bits,
+                            c.offset == Offset::none ? nullptr : weight.offsets.data(), c.offset};
     const std::int64_t width = c.inputs * (c.gate == Gate::none ? 1 : 2);
     for (std::int64_t row = 0; row < c.rows; ++row)
         round_row(x.data() + row * width, tiled, c.gate, rounded.rows, row, set);
@@ -125,8 +145,8 @@ int check(const Case &c, InstructionSet set) {
     multiply_tiles(tiled, rounded.rows, middle, tiled.tiles(), y.data(), set);
     const bool good = rounds_well(c, x, rounded) && multiplies_well(c, weight, rounded, y);
     if (!good)
-        std::printf("wrong: set %d, N %ld, K %ld, rows %ld, bits %d, gate %d\n", int(set), long(c.outputs),
-                    long(c.inputs), long(c.rows), c.bits, int(c.gate));
+        std::printf("wrong: set %d, N %ld, K %ld, rows %ld, bits %d, gate %d, offset %d\n", int(set), long(c.outputs),
+                    long(c.inputs), long(c.rows), c.bits, int(c.gate), int(c.offset));
     return good ? 0 : 1;
 }
 
@@ -136,7 +156,8 @@ void bench(const Case &c) {
     const auto x = random_rows(c, random);
     Rounded rounded(c);
     std::vector<float> y(c.rows * c.outputs);
-    const TiledWeight tiled{weight.tiles.data(), weight.scales.data(), nullptr, c.outputs, c.inputs, c.bits};
+    const TiledWeight tiled{weight.tiles.data(), weight.scales.data(), nullptr, c.outputs, c.inputs, c.bits,
+                            c.offset == Offset::none ? nullptr : weight.offsets.data(), c.offset};
     double best = 1e9;
     for (int repeat = 0; repeat < 20; ++repeat) {
         const auto start = std::chrono::steady_clock::now();
@@ -145,10 +166,12 @@ void bench(const Case &c) {
         multiply_tiles(tiled, rounded.rows, 0, tiled.tiles(), y.data());
         best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
-    std::printf("bits %d, N %5ld, K %4ld, rows %3ld: %8.1f us, %6.1f G multiply-adds/s, %5.1f GB/s of weights\n", c.bits,
+    const std::size_t offset_bytes = c.offset == Offset::none ? 0 : 2 * weight.offsets.size();
+    std::printf("offset %d, bits %d, N %5ld, K %4ld, rows %3ld: %8.1f us, %6.1f G multiply-adds/s, %5.1f GB/s of weights\n",
+                int(c.offset), c.bits,
                 long(c.outputs), long(c.inputs), long(c.rows), best * 1e6,
                 double(c.outputs) * c.inputs * c.rows / best / 1e9,
-                double(weight.tiles.size() + 2 * weight.scales.size()) / best / 1e9);
+                double(weight.tiles.size() + 2 * weight.scales.size() + offset_bytes) / best / 1e9);
 }
 
 }  // namespace
@@ -156,7 +179,9 @@ void bench(const Case &c) {
 int main(int count, char **arguments) {
     if (count > 1 && std::strcmp(arguments[1], "--bench") == 0) {
         for (const int bits : {4, 8})
-            for (const std::int64_t rows : {1, 8, 128}) bench({3072, 576, rows, bits, Gate::none, false});
+            for (const std::int64_t rows : {1, 8, 128})
+                for (const Offset offset : {Offset::none, Offset::minimum, Offset::zero_point})
+                    bench({3072, 576, rows, bits, Gate::none, false, offset});
         return 0;
     }
     int failures = 0;
@@ -166,7 +191,9 @@ int main(int count, char **arguments) {
                 for (const std::int64_t inputs : {32, 96, 160})
                     for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 19})
                         for (const Gate gate : {Gate::none, Gate::silu, Gate::gelu_tanh, Gate::gelu})
-                            failures += check({outputs, inputs, rows, bits, gate, rows % 2 == 0}, InstructionSet(set));
+                            for (const Offset offset : {Offset::none, Offset::minimum, Offset::zero_point})
+                                failures += check({outputs, inputs, rows, bits, gate, rows % 2 == 0, offset},
+                                                  InstructionSet(set));
     std::printf("%d failures\n", failures);
     return failures != 0;
 }
