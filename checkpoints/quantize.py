@@ -33,6 +33,8 @@ def quantize_blocks(
     block_size: int,
     scale_dtype: str = "float32",
     *,
+    search: bool = False,
+    importance: npt.NDArray[Any] | None = None,
     threads: int = 0,
 ) -> QuantizedBlocks:
     """Quantize each row's blocks symmetrically, rounding to the nearest integer, halves to even.
@@ -45,11 +47,16 @@ def quantize_blocks(
 
     A block of zeros, or one whose scale rounds to zero, becomes zeros with scale 0.
 
+    With `search` a 4-bit block takes the scale of least squared error that is found near the plain one, never a worse
+    one; 8-bit blocks keep the plain one.
+
     Args:
         x: [N, K], float32, float16 or bfloat16 (ml_dtypes).
         bits: 4 or 8.
         block_size: one of BLOCK_SIZES; divides K.
         scale_dtype: "float32", "float16" or "bfloat16".
+        search: look for scales of least squared error.
+        importance: float32 [K] or None, weighs the squared errors of a row's columns in the search.
         threads: 0 means as many as the machine has.
 
     Raises:
@@ -68,17 +75,73 @@ def quantize_blocks(
     if columns % block_size:
         raise ValueError(f"K = {columns} is no multiple of block_size {block_size}")
 
+    if importance is not None and (importance.shape != (columns,) or importance.dtype != np.float32):
+        raise ValueError(f"importance is {importance.dtype} {importance.shape}, float32 ({columns},) is wanted")
+
     values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // block_size), DTYPES[scale_dtype])
     fault, block = _native.quantize_blocks(
-        _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads
-    )
+        _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads,
+        search=search, importance=None if importance is None else np.ascontiguousarray(importance),
+    )  # fmt: skip
     if fault == "not_finite":
         raise ValueError(f"row {block // scales.shape[1]} holds NaN or infinity; such weights cannot be quantized")
     if fault:
         row = block // scales.shape[1]
         raise ValueError(f"row {row} needs a scale too large for {scale_dtype}; use float32 scales")
     return QuantizedBlocks(values, scales)
+
+
+def gptq(
+    weights: npt.NDArray[np.float32],
+    factor: npt.NDArray[np.float32],
+    importance: npt.NDArray[np.float32],
+    bits: int,
+    block_size: int,
+    *,
+    order: npt.NDArray[np.int32] | None = None,
+    threads: int = 0,
+) -> QuantizedBlocks:
+    """Quantize columns in order, each one's error spread over those that come later; scales are float16 and searched.
+
+    Args:
+        weights: [N, K].
+        factor: [K, K], upper triangular U with U'U the inverse of the inputs' damped second moments, columns in `order`.
+        importance: [K], weighs squared errors when scales are searched.
+        bits: 4 or 8.
+        block_size: divides K.
+        order: [K], the columns as they are rounded; scales are then those of the weights as given. None: from the first
+            to the last, each block's scales chosen when it is reached.
+        threads: 0 means as many as the machine has; the result does not depend on it.
+
+    Raises:
+        ValueError: a scale that is not finite.
+    """
+    rows, columns = weights.shape
+    values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, columns // block_size), np.float16)
+    is_good = _native.gptq(
+        np.array(weights, np.float32, order="C"),
+        np.ascontiguousarray(factor, np.float32),
+        np.arange(columns, dtype=np.int32) if order is None else np.ascontiguousarray(order, np.int32),
+        np.ascontiguousarray(importance, np.float32),
+        bits, block_size, order is not None, values, scales.view(np.uint16), threads,
+    )  # fmt: skip
+    if not is_good:
+        raise ValueError("a block needs a scale that float16 does not hold")
+    return QuantizedBlocks(values, scales)
+
+
+def dequantize_blocks(blocks: QuantizedBlocks, bits: int) -> npt.NDArray[np.float32]:
+    """The matrix [N, K] that quantized blocks stand for."""
+    values = blocks.values
+    if bits == 4:
+        low, high = (values << 4).view(np.int8) >> 4, values.view(np.int8) >> 4
+        values = np.stack([low, high], axis=-1).reshape(len(values), -1)
+    scales = blocks.scales.astype(np.float32)
+    rows, count = scales.shape
+    result: npt.NDArray[np.float32] = values.astype(np.float32).reshape(rows, count, -1) * scales[..., None]
+    return result.reshape(rows, -1)
 
 
 def convert(x: npt.NDArray[Any], to: str, *, threads: int = 0) -> npt.NDArray[Any]:

@@ -1,14 +1,18 @@
 // Binds quantization and conversion; trtllm/checkpoints/quantize.py is the face that users call.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "checkpoints/native/convert.h"
+#include "checkpoints/native/gptq.h"
 #include "checkpoints/native/parallel.h"
 #include "checkpoints/native/quantize.h"
+#include "checkpoints/native/scale_search.h"
 #include "checkpoints/native/tiles.h"
 
 namespace nb = nanobind;
@@ -16,6 +20,7 @@ namespace nb = nanobind;
 namespace {
 
 using Source = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Destination = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
 trtllm::Float float_named(const std::string &name) {
@@ -32,14 +37,25 @@ void require(bool condition, const char *what) {
 // Returns (fault, block): "" when all went well, else "not_finite" or "scale_overflow" and the first block at fault.
 nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bits, std::size_t block_size,
                           Destination values, Destination scales, const std::string &scale_dtype, int threads,
-                          bool scalar) {
-    const trtllm::BlockJob job{source.data(), float_named(dtype), bits, block_size,
-                               static_cast<std::uint8_t *>(values.data()), scales.data(), float_named(scale_dtype)};
+                          bool scalar, bool search, const std::optional<Floats> &importance) {
+    const trtllm::BlockJob job{source.data(),
+                               float_named(dtype),
+                               bits,
+                               block_size,
+                               static_cast<std::uint8_t *>(values.data()),
+                               scales.data(),
+                               float_named(scale_dtype),
+                               search,
+                               importance ? importance->data() : nullptr,
+                               importance ? importance->size() : 0};
     require(bits == 4 || bits == 8, "bits is 4 or 8");
     require(block_size >= 16 && block_size % 16 == 0, "block_size is a multiple of 16");
     require(source.size() % block_size == 0, "the source is no whole number of blocks");
     require(source.itemsize() == trtllm::size_of(job.dtype), "the source is not of the dtype named");
     require(scales.itemsize() == trtllm::size_of(job.scale_dtype), "the scales are not of the dtype named");
+    require(!search || block_size <= trtllm::kLongestBlock, "block_size is too large for a search");
+    require(!importance || (job.columns > 0 && job.columns % block_size == 0 && source.size() % job.columns == 0),
+            "the importance is not that of a row");
     const std::size_t blocks = source.size() / block_size;
     require(values.nbytes() == source.size() * bits / 8 && scales.size() == blocks, "an output is of the wrong size");
     trtllm::Outcome outcome;
@@ -80,12 +96,37 @@ void tile(const Source &source, std::size_t rows, std::size_t blocks, int bits, 
     });
 }
 
+// False when a scale is not finite. See checkpoints/native/gptq.h; the weights are used up.
+bool gptq(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights,
+          nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> factor,
+          nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> order, const Floats &importance,
+          int bits, std::size_t block_size, bool static_scales, Destination values, Destination scales, int threads) {
+    const std::size_t rows = weights.shape(0), columns = weights.shape(1);
+    require(bits == 4 || bits == 8, "bits is 4 or 8");
+    require(block_size >= 16 && block_size % 16 == 0 && block_size <= trtllm::kLongestBlock, "block_size does not fit");
+    require(columns % block_size == 0, "the weights are no whole number of blocks");
+    require(factor.shape(0) == columns && factor.shape(1) == columns, "the factor is not of the weights' columns");
+    require(order.size() == columns && importance.size() == columns, "order and importance are of every column");
+    require(values.nbytes() == rows * columns * bits / 8, "the values are of the wrong size");
+    require(scales.nbytes() == rows * (columns / block_size) * 2, "the scales are of the wrong size");
+    const trtllm::GptqJob job{weights.data(),    factor.data(), order.data(),
+                              importance.data(), columns,       block_size,
+                              bits,              static_scales, static_cast<std::uint8_t *>(values.data()),
+                              static_cast<std::uint16_t *>(scales.data())};
+    nb::gil_scoped_release release;
+    return trtllm::gptq_rows(job, rows, threads);
+}
+
 }  // namespace
 
 void bind_checkpoints(nb::module_ &module) {
     module.def("quantize_blocks", &quantize_blocks, nb::arg("source"), nb::arg("dtype"), nb::arg("bits"),
                nb::arg("block_size"), nb::arg("values"), nb::arg("scales"), nb::arg("scale_dtype"),
-               nb::arg("threads") = 0, nb::arg("scalar") = false);
+               nb::arg("threads") = 0, nb::arg("scalar") = false, nb::arg("search") = false,
+               nb::arg("importance") = nb::none());
+    module.def("gptq", &gptq, nb::arg("weights"), nb::arg("factor"), nb::arg("order"), nb::arg("importance"),
+               nb::arg("bits"), nb::arg("block_size"), nb::arg("static_scales"), nb::arg("values"), nb::arg("scales"),
+               nb::arg("threads") = 0);
     module.def("convert", &convert, nb::arg("source"), nb::arg("from_dtype"), nb::arg("destination"),
                nb::arg("to_dtype"), nb::arg("threads") = 0);
     module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),

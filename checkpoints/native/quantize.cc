@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "checkpoints/native/parallel.h"
+#include "checkpoints/native/scale_search.h"
 #include "checkpoints/native/vectors.h"
 
 namespace trtllm {
@@ -78,11 +79,29 @@ Outcome quantize_range_scalar(const BlockJob &job, std::size_t begin, std::size_
     return {};
 }
 
+Outcome quantize_range_search(const BlockJob &job, std::size_t begin, std::size_t end) {
+    float block_values[kLongestBlock];
+    for (std::size_t block = begin; block < end; ++block) {
+        const std::size_t first = block * job.block_size;
+        if (!std::isfinite(ideal_scale(job, first))) return {Fault::not_finite, block};
+        for (std::size_t i = 0; i < job.block_size; ++i) block_values[i] = load(job.source, job.dtype, first + i);
+        const float plain = absmax_scale(block_values, job.block_size, job.bits, job.scale_dtype);
+        if (!std::isfinite(plain)) return {Fault::scale_overflow, block};
+        const float *importance = job.importance != nullptr ? job.importance + first % job.columns : nullptr;
+        const float scale =
+            job.bits == 4 ? search_scale4(block_values, importance, job.block_size, plain, job.scale_dtype) : plain;
+        store_scale(job, block, scale);
+        store_integers(block_values, job.block_size, scale, job.bits, job.values + first * job.bits / 8);
+    }
+    return {};
+}
+
 Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads) {
     auto range = quantize_range_scalar;
 #ifdef TRTLLM_AVX2
     if (has_avx2()) range = quantize_range_avx2;
 #endif
+    if (job.search) range = quantize_range_search;
     std::mutex mutex;
     Outcome first;
     parallel_ranges(blocks, kGrainElements / job.block_size, threads, [&](std::size_t begin, std::size_t end) {

@@ -17,6 +17,9 @@ struct BlockJob {
     std::uint8_t *values;  // 4 bits: two a byte, the first in the low nibble; 8 bits: int8
     void *scales;          // one a block
     Float scale_dtype;     // any of the three
+    bool search = false;   // 4 bits: scales of least squared error instead of the rule below
+    const float *importance = nullptr;  // with search: weighs the squared error of each of a row's `columns`
+    std::size_t columns = 0;
 };
 
 enum class Fault { none, not_finite, scale_overflow };
@@ -35,5 +38,8 @@ Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads);
 // The two forms of one range; both give the same bits.
 Outcome quantize_range_scalar(const BlockJob &job, std::size_t begin, std::size_t end);
 Outcome quantize_range_avx2(const BlockJob &job, std::size_t begin, std::size_t end);
+
+// One range with searched scales (checkpoints/native/scale_search.h).
+Outcome quantize_range_search(const BlockJob &job, std::size_t begin, std::size_t end);
 
 }  // namespace trtllm
