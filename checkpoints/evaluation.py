@@ -13,6 +13,9 @@ from trtllm.checkpoints.quantize import convert, quantize_blocks, tile
 from trtllm.checkpoints.recipes import (
     TILE_ROWS,
     Affine,
+    AsymmetricMinima,
+    AsymmetricScales,
+    AsymmetricValues,
     Cast,
     Concat,
     QuantizedScales,
@@ -22,11 +25,17 @@ from trtllm.checkpoints.recipes import (
     Slice,
     Source,
     Stack,
+    StoredOffsets,
+    StoredScales,
+    StoredValues,
     TiledScales,
     TiledValues,
     Transpose,
     UnsignedBlocks,
+    Zeros,
 )
+from trtllm.checkpoints.stored import QuantizedTensor
+from trtllm.checkpoints.stored_reading import asymmetric_rows, integer_rows, offset_rows, scale_rows
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
 
@@ -66,6 +75,10 @@ class RecipeReader:
         """The whole result in storage form, shape `recipe.shape` (int4: last axis halved)."""
         return self._rows(recipe, 0, _extent(recipe))
 
+    def rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of the result; only what they are made of is read where that is possible."""
+        return self._rows(recipe, start, stop)
+
     def chunks(self, recipe: Recipe) -> Iterator[np.ndarray]:
         """The result in row-major pieces; their concatenated bytes are the payload. A stack goes part by part."""
         parts = stack_parts(recipe)
@@ -98,12 +111,20 @@ class RecipeReader:
                 return self._scale_rows(recipe, start, stop)
             case TiledValues() | TiledScales():
                 return self._tiled_rows(recipe, start, stop)
+            case AsymmetricValues() | AsymmetricScales() | AsymmetricMinima():
+                return asymmetric_rows(self._rows(recipe.of, start, stop), recipe)
+            case StoredValues() | StoredScales() | StoredOffsets():
+                return self._stored_rows(recipe, start, stop)
+            case Zeros():
+                return np.zeros((stop - start, *recipe.shape[1:]), recipe.dtype.numpy)
             case UnsignedBlocks():
                 return self._unsigned_rows(recipe, start, stop)
             case Stack():
                 return np.stack([self.read(part) for part in recipe.parts[start:stop]])
             case Concat(axis=0):
                 return self._concatenated_rows(recipe, start, stop)
+            case Slice(axis=0):
+                return self._rows(recipe.of, recipe.start + start, recipe.start + stop)
             case _ if _passes_rows(recipe):
                 return self._row_wise(recipe, start, stop)
             case Reshape() if _rows_split(recipe):
@@ -146,9 +167,7 @@ class RecipeReader:
         return values[start - first * ratio : stop - first * ratio]
 
     def _whole(self, recipe: Recipe) -> np.ndarray:
-        assert isinstance(recipe, Reshape | Transpose | Slice)
-        if isinstance(recipe, Slice):
-            return self._rows(recipe.of, recipe.start, recipe.stop)
+        assert isinstance(recipe, Reshape | Transpose)
         if isinstance(recipe, Transpose) and recipe.permutation == (1, 0) and is_row_separable(recipe.of):
             return self._turned(recipe)
         values = self.read(recipe.of)
@@ -209,6 +228,20 @@ class RecipeReader:
                 f"cannot quantize {', '.join(recipe.sources())}: {error}", "the checkpoint is damaged; fetch it again"
             ) from None
         return values.reshape(*lead, -1), scales.reshape(*lead, -1)
+
+    def _stored_rows(self, recipe: StoredValues | StoredScales | StoredOffsets, start: int, stop: int) -> np.ndarray:
+        """What the checkpoint's own quantization has, for a source that is quantized there."""
+        assert isinstance(recipe.of, Source)
+        tensor = self._tensors.get(recipe.of.name)
+        if isinstance(tensor, QuantizedTensor) and tensor.spec.shape == recipe.of.shape and tensor.blocks is not None:
+            if isinstance(recipe, StoredValues):
+                return integer_rows(tensor, recipe, start, stop)
+            return (scale_rows if isinstance(recipe, StoredScales) else offset_rows)(tensor, recipe, start, stop)
+        self._source_rows(recipe.of, 0, 0)  # names a tensor that is missing or of another shape
+        raise BadInputError(
+            f"tensor '{recipe.of.name}' is not stored as integers with scales, which this engine keeps",
+            "the checkpoint is of another quantization; build the engine anew",
+        )
 
     def _unsigned_rows(self, recipe: UnsignedBlocks, start: int, stop: int) -> np.ndarray:
         values = self._rows(recipe.of, start, stop).view(np.uint8)
@@ -282,6 +315,8 @@ def _storage_shape(recipe: Recipe) -> tuple[int, ...]:
 def _source_bytes(recipe: Recipe) -> int:
     if isinstance(recipe, Source):
         return recipe.nbytes
+    if isinstance(recipe, StoredValues):
+        return 2 * recipe.nbytes
     return sum(_source_bytes(operand) for operand in recipe.operands)
 
 
@@ -309,7 +344,7 @@ def is_row_separable(recipe: Recipe) -> bool:
     """Whether rows of the result can be made without the others."""
     if isinstance(recipe, Source):
         return bool(recipe.shape)
-    if isinstance(recipe, Stack):
+    if isinstance(recipe, Stack | Zeros):
         return True
     if isinstance(recipe, Reshape) and _rows_split(recipe):
         return is_row_separable(recipe.of)

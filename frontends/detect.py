@@ -12,7 +12,10 @@ from trtllm.errors import BadInputError, UsageError
 from trtllm.frontends.foreign_formats import refuse_foreign_directory, refuse_foreign_file
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_READ = "models that are read: a Hugging Face directory or hub id, a GGUF file, a transformers object"
+_READ = (
+    "models that are read: a Hugging Face directory or hub id, a GGUF file, a checkpoint of trtllm-convert, "
+    "a transformers object"
+)
 _LARGEST_HEADER = 100_000_000
 
 
@@ -54,6 +57,10 @@ def _open(source: str | Path | object, tokenizer: Any, notify: Callable[[str], N
 
 
 def _open_directory(directory: Path) -> Checkpoint:
+    from trtllm.frontends.trtllm_checkpoint import is_trtllm_checkpoint, read_trtllm_checkpoint
+
+    if not (directory / "manifest.json").is_file() and is_trtllm_checkpoint(directory):
+        return read_trtllm_checkpoint(directory)
     refuse_foreign_directory(directory)
     if (directory / "config.json").is_file() and not _is_gguf_only(directory):
         from trtllm.frontends.huggingface import read_directory

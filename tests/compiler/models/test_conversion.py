@@ -1,0 +1,55 @@
+"""MODEL -> convert -> build equals MODEL -> build, for every family, in any split among ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler.conversion import convert_checkpoint
+from trtllm.compiler.pipeline import build_engine
+from trtllm.config import build_config
+from trtllm.errors import BadInputError, UnsupportedModelError, UsageError
+from trtllm.frontends.detect import open_model
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    return folder
+
+
+def weights_of(model: Path, folder: Path, **options: object) -> dict[str, str]:
+    """sha256 of every weight of the engine that a build makes."""
+    engine = build_engine(model, folder, build_config({"max_seq_len": 32, **options}))
+    return {entry.name: entry.sha256 for entry in engine.manifest.weights}
+
+
+def same_tensors(left: Path, right: Path) -> None:
+    """Both hold the same tensors, bit for bit, read in odd chunks of rows."""
+    one, other = open_model(left), open_model(right)
+    assert other.config == one.config
+    assert other.tensors.keys() == one.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert other.tensors[name].spec == tensor.spec, name
+        rows = tensor.spec.shape[0]
+        parts = [other.tensors[name].read(start, min(start + 7, rows)) for start in range(0, rows, 7)]
+        assert np.concatenate(parts).tobytes() == tensor.read().tobytes(), name
+
+
+def test_a_converted_model_builds_the_same_weights(directory, tmp_path):
+    convert_checkpoint(open_model(directory), tmp_path / "converted")
+    assert weights_of(tmp_path / "converted", tmp_path / "b") == weights_of(directory, tmp_path / "a")
+
+
+@pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize("parallel_embedding", [False, True])
+def test_shards_join_to_the_original(directory, tmp_path, tp_size, pp_size, parallel_embedding):
+    """Four ranks are more than the two key-value heads of most variants."""
+    converted = tmp_path / "converted"
+    checkpoint = open_model(directory)
+    convert_checkpoint(checkpoint, converted, tp_size=tp_size, pp_size=pp_size, parallel_embedding=parallel_embedding)
+    assert len(list(converted.glob("rank*.safetensors"))) == tp_size * pp_size
+    same_tensors(directory, converted)
