@@ -9,12 +9,18 @@
 #include "attention.h"
 
 #include "attention_tiles.h"
+#include "small_floats.h"
 
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <utility>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors only pass between functions that are always inlined
 
@@ -43,6 +49,8 @@ struct Scratch {
   float* sums;
   float* carries;      // what a new maximum makes of the totals so far
   float* positions;    // of each row, counted from the first key of the tile of keys
+  float* keys;         // [kPackedKeys, D]: a tile of a cache that holds no floats, as floats
+  float* values;
 };
 
 Scratch cut_scratch(const AttentionPlan& plan, const AttentionShape& shape, float* memory) {
@@ -58,15 +66,23 @@ Scratch cut_scratch(const AttentionPlan& plan, const AttentionShape& shape, floa
   scratch.sums = take(rows);
   scratch.carries = take(rows);
   scratch.positions = take(rows);
+  const int64_t widened = shape.cache == CacheFormat::float32 ? 0 : kPackedKeys * size;
+  scratch.keys = take(widened);
+  scratch.values = take(widened);
   return scratch;
 }
 
-// Where the head's row of the token at `position` lies in the key cache and in the value cache.
+// The byte at which the head's row of the token at `position` begins in the key cache and in the value cache.
 int64_t cache_offset(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                      int64_t position) {
   const int64_t block = arrays.block_table[task.row * shape.max_blocks + position / shape.tokens_per_block];
   const int64_t row = (block * shape.num_kv_heads + task.kv_head) * shape.tokens_per_block;
-  return (row + position % shape.tokens_per_block) * shape.head_size;
+  return (row + position % shape.tokens_per_block) * cache_row_bytes(shape);
+}
+
+uint8_t* cache_row(void* cache, int64_t offset) { return static_cast<uint8_t*>(cache) + offset; }
+const float* floats_at(const void* cache, int64_t offset) {
+  return reinterpret_cast<const float*>(static_cast<const uint8_t*>(cache) + offset);
 }
 
 // Keys first .. first + count - 1, of which there are at most kDirectKeys.
@@ -76,8 +92,8 @@ void find_spans(const AttentionShape& shape, const AttentionArrays& arrays, cons
   for (int64_t tokens; count > 0; first += tokens, count -= tokens) {
     tokens = std::min(count, shape.tokens_per_block - first % shape.tokens_per_block);
     const int64_t offset = cache_offset(shape, arrays, task, first);
-    spans.keys[spans.count] = {arrays.key_cache + offset, tokens};
-    spans.values[spans.count++] = {arrays.value_cache + offset, tokens};
+    spans.keys[spans.count] = {floats_at(arrays.key_cache, offset), tokens};
+    spans.values[spans.count++] = {floats_at(arrays.value_cache, offset), tokens};
   }
 }
 
@@ -86,9 +102,9 @@ void find_spans(const AttentionShape& shape, const AttentionArrays& arrays, cons
 const float* keys_ahead(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
                         const Spans& spans, int64_t index, int64_t end) {
   const Span& span = spans.keys[index];
-  if (span.tokens > kPackedKeys) return span.data;
+  if (span.tokens > kPackedKeys || shape.cache != CacheFormat::float32) return span.data;
   if (index + 1 < spans.count) return spans.keys[index + 1].data;
-  return end < task.key_end ? arrays.key_cache + cache_offset(shape, arrays, task, end) : span.data;
+  return end < task.key_end ? floats_at(arrays.key_cache, cache_offset(shape, arrays, task, end)) : span.data;
 }
 
 // Keys of the tile that begins at `key`; later tiles begin at multiples of `most`.
@@ -403,14 +419,102 @@ ATTENTION_TARGET void prepare_head(const AttentionShape& shape, const float* __r
   }
 }
 
+// One head's key or value into a row of the cache; halves go to even.
+ATTENTION_TARGET void store_int8(const float* __restrict head, int64_t size, uint8_t* __restrict row) {
+  float largest = 0;
+  for (int64_t d = 0; d < size; ++d) largest = std::max(largest, std::fabs(head[d]));
+  const uint16_t bits = half_bits(std::min(largest / 127.0f, 65504.0f));
+  const float scale = half_value(bits), factor = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int64_t d = 0; d < size; ++d) {
+    const float value = std::min(std::max(head[d] * factor, -127.0f), 127.0f);
+    row[d] = static_cast<uint8_t>(static_cast<int32_t>((value + 12582912.0f) - 12582912.0f));
+  }
+  std::memcpy(row + size, &bits, sizeof bits);
+}
+
+ATTENTION_TARGET void store_float8(const float* __restrict head, int64_t size, float scale, uint8_t* __restrict row) {
+  for (int64_t d = 0; d < size; ++d) row[d] = e4m3_bits(nearest_e4m3(head[d] / scale));
+}
+
+ATTENTION_TARGET void store_row(const AttentionShape& shape, const float* head, float scale, uint8_t* row) {
+  if (shape.cache == CacheFormat::int8) return store_int8(head, shape.head_size, row);
+  if (shape.cache == CacheFormat::float8) return store_float8(head, shape.head_size, scale, row);
+  std::memcpy(row, head, sizeof(float) * static_cast<size_t>(shape.head_size));
+}
+
+// kLanes bytes as integers: the compiler's own conversion goes element by element.
+ATTENTION_INLINE Integers load_bytes(const uint8_t* from) {
+#if defined(__x86_64__) && ATTENTION_LANES == 16
+  return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__x86_64__) && ATTENTION_LANES == 8
+  return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  Integers values;
+  for (int i = 0; i < kLanes; ++i) values[i] = static_cast<int8_t>(from[i]);
+  return values;
+#endif
+}
+
+// Rows of an 8-bit cache as floats [count, D].
+ATTENTION_TARGET void widen_int8(const uint8_t* rows, int64_t count, int64_t size, float* __restrict to) {
+  for (int64_t i = 0; i < count; ++i, rows += size + 2, to += size) {
+    uint16_t bits;
+    std::memcpy(&bits, rows + size, sizeof bits);
+    const float scale = half_value(bits);
+    __builtin_prefetch(rows + 2048);
+    for (int64_t d = 0; d < size; d += kLanes)
+      store(to + d, __builtin_convertvector(load_bytes(rows + d), Vector) * scale);
+  }
+}
+
+ATTENTION_TARGET void widen_float8(const uint8_t* rows, int64_t count, int64_t size, float scale, float* __restrict to) {
+  for (int64_t d = 0; d < count * size; d += kLanes) {
+    const Integers bits = load_bytes(rows + d);
+    const Integers magnitude = bits & 0x7f;
+    const Vector normal = (Vector)((magnitude << 20) + (120 << 23));
+    const Vector small = __builtin_convertvector(magnitude, Vector) * 0x1p-9f;
+    const Vector value = magnitude < 8 ? small : normal;
+    store(to + d, (Vector)((Integers)value | (bits & 0x80) << 24) * scale);
+  }
+}
+
+ATTENTION_TARGET void widen(const AttentionShape& shape, const uint8_t* rows, int64_t count, float scale, float* to) {
+  if (shape.cache == CacheFormat::int8)
+    widen_int8(rows, count, shape.head_size, to);
+  else
+    widen_float8(rows, count, shape.head_size, scale, to);
+}
+
+// The spans of keys first .. first + count - 1: in the cache, or in the scratch where the cache holds no floats.
+ATTENTION_TARGET void read_tile(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task,
+                                const Scratch& scratch, int64_t first, int64_t count, Spans& spans) {
+  if (shape.cache == CacheFormat::float32) return find_spans(shape, arrays, task, first, count, spans);
+  spans.count = 1;
+  spans.keys[0] = {scratch.keys, count};
+  spans.values[0] = {scratch.values, count};
+  for (int64_t done = 0, tokens; done < count; done += tokens) {
+    const int64_t position = first + done;
+    tokens = std::min(count - done, shape.tokens_per_block - position % shape.tokens_per_block);
+    const int64_t offset = cache_offset(shape, arrays, task, position);
+    widen(shape, cache_row(arrays.key_cache, offset), tokens, arrays.key_scale, scratch.keys + done * shape.head_size);
+    widen(shape, cache_row(arrays.value_cache, offset), tokens, arrays.value_scale,
+          scratch.values + done * shape.head_size);
+  }
+}
+
 ATTENTION_TARGET void append(const AttentionShape& shape, const AttentionArrays& arrays, const AttentionTask& task) {
   const int64_t size = shape.head_size, half = shape.rotary_size / 2;
+  thread_local std::vector<float> prepared;
+  if (shape.cache != CacheFormat::float32) prepared.resize(static_cast<size_t>(size));
   for (int64_t token = task.begin; token < task.end; ++token) {
     const int64_t position = task.past + token, to = cache_offset(shape, arrays, task, position);
     const float* key = new_token(shape, arrays, task, token) + (shape.num_heads + task.kv_head) * size;
+    uint8_t* key_row = cache_row(arrays.key_cache, to);
+    float* ready = shape.cache == CacheFormat::float32 ? reinterpret_cast<float*>(key_row) : prepared.data();
     prepare_head(shape, key, arrays.key_norm, arrays.norm_epsilon, arrays.cos + position * half,
-                 arrays.sin + position * half, 1.0f, arrays.key_cache + to);
-    std::memcpy(arrays.value_cache + to, key + shape.num_kv_heads * size, sizeof(float) * size);
+                 arrays.sin + position * half, 1.0f, ready);
+    if (shape.cache != CacheFormat::float32) store_row(shape, ready, arrays.key_scale, key_row);
+    store_row(shape, key + shape.num_kv_heads * size, arrays.value_scale, cache_row(arrays.value_cache, to));
   }
 }
 
@@ -586,8 +690,8 @@ ATTENTION_TARGET void attend_direct(const AttentionShape& shape, const Attention
   prepare_rows(shape, arrays, task, task.begin, rows, scratch.queries);
   Spans spans;
   for (int64_t key = task.key_begin, count; key < task.key_end; key += count) {
-    count = tile_keys(task, key, kDirectKeys);
-    find_spans(shape, arrays, task, key, count, spans);
+    count = tile_keys(task, key, direct_keys(shape));
+    read_tile(shape, arrays, task, scratch, key, count, spans);
     float* scores = scratch.scores;
     for (int64_t i = 0; i < spans.count; scores += spans.keys[i++].tokens)
       dot<Size>(scratch.queries, spans.keys[i].data, spans.values[i].data,
@@ -612,7 +716,7 @@ ATTENTION_TARGET void attend_packed(const AttentionPlan& plan, const AttentionSh
   Spans spans;
   for (int64_t key = task.key_begin, count; key < task.key_end; key += count) {
     count = tile_keys(task, key, kPackedKeys);
-    find_spans(shape, arrays, task, key, count, spans);
+    read_tile(shape, arrays, task, scratch, key, count, spans);
     for (int64_t row = 0; row < columns; ++row)
       scratch.positions[row] = static_cast<float>(position + std::min(row, rows - 1) / group - key);
     const bool masked = key + count - 1 > position || (shape.window > 0 && key <= last - shape.window);

@@ -1,5 +1,6 @@
 // Grouped-query attention over a key-value cache of blocks, in float32 on the CPU: appends the new keys and values, then
-// attends. Knows nothing of onnxruntime: the caller owns the arrays and the threads.
+// attends. The cache holds floats, or 8 bits an element. Knows nothing of onnxruntime: the caller owns the arrays and
+// the threads.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,13 @@
 #include <vector>
 
 namespace trtllm {
+
+// How the cache stores the D elements of a head's key or value.
+enum class CacheFormat : int {
+  float32,
+  int8,    // D integers, then the float16 bits of their scale: what the largest element divided by 127 rounds to
+  float8,  // D bytes of e4m3, times a scale that is the same for all keys, or all values
+};
 
 struct AttentionShape {
   int64_t num_heads;         // Q: a multiple of num_kv_heads
@@ -18,6 +26,7 @@ struct AttentionShape {
   float scale;               // of the scores
   int64_t window;            // newest keys a token sees, itself included; 0 = all
   float softcap;             // c * tanh(score / c); 0 = none
+  CacheFormat cache = CacheFormat::float32;
 };
 
 // One sequence's part of a call: `count` new tokens that lie at `start` of the packed tokens, after `past` cached ones.
@@ -29,8 +38,8 @@ struct AttentionRow {
 
 struct AttentionArrays {
   const float* qkv;            // [tokens, (Q + 2G) * D]: queries, keys, values of the new tokens
-  float* key_cache;            // [blocks, G, T, D], extended in place
-  float* value_cache;          // [blocks, G, T, D], extended in place
+  void* key_cache;             // [blocks, G, T, cache_row_bytes], extended in place
+  void* value_cache;           // the same
   const int32_t* block_table;  // [rows, max_blocks]: token p of a row lies in block p / T of its line
   const float* cos;            // [positions, R / 2] by absolute position; may be null when rotary_size is 0
   const float* sin;
@@ -38,7 +47,18 @@ struct AttentionArrays {
   const float* key_norm;
   float norm_epsilon;
   float* output;               // [tokens, Q * D]; tokens of no row are left alone
+  float key_scale = 1;         // of a float8 cache
+  float value_scale = 1;
 };
+
+// Bytes of one head's key or value of one token.
+constexpr int64_t cache_row_bytes(const AttentionShape& shape) {
+  switch (shape.cache) {
+    case CacheFormat::int8: return shape.head_size + 2;
+    case CacheFormat::float8: return shape.head_size;
+    default: return shape.head_size * static_cast<int64_t>(sizeof(float));
+  }
+}
 
 // A run of new tokens of one row, one key-value head, and the cached keys that are looked at.
 struct AttentionTask {

@@ -9,6 +9,8 @@
 //   int64 [B]: row b has lengths[b] new tokens and padding after them, for which y is zero.
 // PagedAttention: qkv float [1, tokens, (Q + 2G) * D], past_key and past_value float [blocks, G, T, D], row_starts int64
 //   [rows + 1]: where the rows begin in the tokens, past_lengths int64 [rows], block_table int32 [rows, columns].
+// PagedAttentionInt8 and PagedAttentionFloat8: the same over past_key and past_value uint8 [blocks, G, T, row bytes] in the
+//   formats of attention.h; the second takes cache_scales float [2] (keys, values) after key_norm, 1 where it is absent.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +67,9 @@ protected:
                 call.optional_input<float>(optional + 2),
                 call.optional_input<float>(optional + 3),
                 norm_epsilon_,
-                nullptr};
+                nullptr,
+                1.0f,
+                1.0f};
     }
 
     static void run(const KernelCall &call, const AttentionShape &shape, const AttentionArrays &arrays,
@@ -93,13 +97,13 @@ protected:
 
 private:
     // The output's memory; it is the input's own when the caller bound them so.
-    static float *present(const KernelCall &call, std::size_t index, const std::vector<std::int64_t> &shape) {
-        const float *past = call.input<float>(index);
-        float *result = call.output<float>(index, shape);
+    void *present(const KernelCall &call, std::size_t index, const std::vector<std::int64_t> &shape) const {
+        const void *past = call.input<void>(index);
+        void *result = call.output<void>(index, shape);
         if (past != result) {
-            std::size_t elements = 1;
-            for (const auto extent : shape) elements *= static_cast<std::size_t>(extent);
-            std::memcpy(result, past, elements * sizeof(float));
+            auto bytes = static_cast<std::size_t>(cache_row_bytes(shape_));
+            for (std::size_t axis = 0; axis < 3; ++axis) bytes *= static_cast<std::size_t>(shape[axis]);
+            std::memcpy(result, past, bytes);
         }
         return result;
     }
@@ -137,14 +141,25 @@ public:
     }
 };
 
+// The operator over a cache of one format.
+template <CacheFormat Format>
 class PagedAttentionKernel : AttentionBase {
+    static constexpr ort::ElementType element = Format == CacheFormat::float32 ? ort::float32 : ort::uint8;
+    static constexpr std::size_t cache_scales = 10;
+
 public:
-    static constexpr const char *name = "PagedAttention";
-    static constexpr ort::ElementType inputs[] = {ort::float32, ort::float32, ort::float32, ort::int64,   ort::int64,
-                                                  ort::int32,   ort::float32, ort::float32, ort::float32, ort::float32};
+    static constexpr const char *name = Format == CacheFormat::int8     ? "PagedAttentionInt8"
+                                        : Format == CacheFormat::float8 ? "PagedAttentionFloat8"
+                                                                        : "PagedAttention";
+    static constexpr ort::ElementType inputs[] = {ort::float32, element,      element,      ort::int64,
+                                                  ort::int64,   ort::int32,   ort::float32, ort::float32,
+                                                  ort::float32, ort::float32, ort::float32};
+    static constexpr ort::ElementType outputs[] = {ort::float32, element, element};
     static constexpr std::size_t required_inputs = 6;
-    using AttentionBase::AttentionBase;
-    using AttentionBase::outputs;
+
+    explicit PagedAttentionKernel(const KernelAttributes &attributes) : AttentionBase(attributes) {
+        shape_.cache = Format;
+    }
 
     void operator()(const KernelCall &call) const {
         const auto tokens = call.shape(0), cache = call.shape(1), table = call.shape(5);
@@ -153,6 +168,10 @@ public:
         shape.max_blocks = table[1];
         AttentionArrays arrays = arrays_of(call, 6, cache);
         arrays.block_table = call.input<std::int32_t>(5);
+        if (const float *scales = call.optional_input<float>(cache_scales)) {
+            arrays.key_scale = scales[0];
+            arrays.value_scale = scales[1];
+        }
         arrays.output = call.output<float>(0, {1, tokens[1], shape.num_heads * shape.head_size});
         Workspace &work = workspace();
         const std::int64_t *starts = call.input<std::int64_t>(3), *past = call.input<std::int64_t>(4);

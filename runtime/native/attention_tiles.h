@@ -17,6 +17,11 @@ constexpr int64_t kScoreStride = kDirectKeys + kMostLanes;  // the last vector o
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// Keys of a tile of dot products: fewer where they are made floats first, so that these stay in the first cache.
+inline int64_t direct_keys(const AttentionShape& shape) {
+  return shape.cache == CacheFormat::float32 ? kDirectKeys : kPackedKeys;
+}
+
 inline int64_t group_size(const AttentionShape& shape) { return shape.num_heads / shape.num_kv_heads; }
 
 inline int64_t tile_positions(const AttentionShape& shape) {
@@ -33,7 +38,9 @@ inline int64_t partial_stride(const AttentionPlan& plan, const AttentionShape& s
 
 inline size_t scratch_floats(const AttentionShape& shape, int64_t rows) {
   const int64_t scores = std::max(kPackedKeys * rows, kScoreStride * kDirectRows);
-  return static_cast<size_t>(scores + (2 * rows + kMostLanes) * round_up(shape.head_size, kMostLanes) + 4 * rows +
+  const int64_t widened =
+      shape.cache == CacheFormat::float32 ? 0 : 2 * kPackedKeys * round_up(shape.head_size, kMostLanes);
+  return static_cast<size_t>(widened + scores + (2 * rows + kMostLanes) * round_up(shape.head_size, kMostLanes) + 4 * rows +
                              kMostLanes);
 }
 

@@ -65,12 +65,15 @@ extern "C" __attribute__((visibility("default"))) trtllm::ort::Status *RegisterC
     using namespace trtllm;
     static const Description<QuantizedLinearKernel> quantized_linear;
     static const Description<CachedAttentionKernel> cached_attention;
-    static const Description<PagedAttentionKernel> paged_attention;
+    static const Description<PagedAttentionKernel<CacheFormat::float32>> paged_attention;
+    static const Description<PagedAttentionKernel<CacheFormat::int8>> paged_attention_int8;
+    static const Description<PagedAttentionKernel<CacheFormat::float8>> paged_attention_float8;
     const ort::Api *api = base->get(ort::interface_version);
     if (api == nullptr) return nullptr;  // an older onnxruntime: the session then reports the operators as unknown
     ort::Domain *domain = nullptr;  // lives as long as the process: sessions may outlive any scope here
     if (auto *status = api->create_domain("trtllm.cpu", &domain)) return status;
-    const ort::Operator *operators[] = {&quantized_linear, &cached_attention, &paged_attention};
+    const ort::Operator *operators[] = {&quantized_linear, &cached_attention, &paged_attention,
+                                       &paged_attention_int8, &paged_attention_float8};
     for (const auto *op : operators)
         if (auto *status = api->add_operator(domain, op)) return status;
     return api->add_domain(options, domain);

@@ -11,7 +11,11 @@ KERNELS = ROOT / "runtime" / "native"
 
 pytestmark = pytest.mark.slow
 
-SOURCES = {"attention": ("attention", "attention_plan"), "quantized_linear": ("quantized_linear",)}
+SOURCES = {
+    "attention": ("attention", "attention_plan"),
+    "attention_cache": ("attention", "attention_plan"),
+    "quantized_linear": ("quantized_linear",),
+}
 
 
 @pytest.mark.parametrize("kernel", SOURCES)
