@@ -22,7 +22,7 @@ from trtllm.checkpoints.safetensors_writer import StoredTensor, WrittenFile, wri
 from trtllm.checkpoints.trtllm_config import format_config, is_tied, layout_of
 from trtllm.checkpoints.trtllm_shards import Shard, vocabulary_shard
 from trtllm.checkpoints.trtllm_tensors import FullTensor, Layout, RankMapping, full_tensors, shards_of
-from trtllm.compiler.engine import EngineWriter, writing
+from trtllm.compiler.engine import EngineWriter, check_free, writing
 from trtllm.dtypes import DType
 from trtllm.errors import UsageError
 from trtllm.progress import Progress, Silent
@@ -42,6 +42,39 @@ class Converted:
     nbytes: int
     """Of all files with weights."""
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture,
+            "tp_size": self.mapping.tp_size,
+            "pp_size": self.mapping.pp_size,
+            "tensors": self.tensors,
+            "weights_bytes": self.nbytes,
+        }
+
+
+def convert_model(
+    model: str | Path | object,
+    output_dir: Path,
+    *,
+    dtype: str = "auto",
+    tp_size: int = 1,
+    pp_size: int = 1,
+    parallel_embedding: bool = False,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Converted:
+    """Opens a model in any form that a build takes, and writes it; see `convert_checkpoint`."""
+    from trtllm.frontends.detect import open_model
+
+    progress = progress or Silent()
+    check_free(output_dir.absolute())
+    progress.stage("reading the model")
+    checkpoint = open_model(model, notify=progress.note)
+    return convert_checkpoint(
+        checkpoint, output_dir, dtype=dtype, tp_size=tp_size, pp_size=pp_size,
+        parallel_embedding=parallel_embedding, threads=threads, progress=progress,
+    )  # fmt: skip
+
 
 def convert_checkpoint(
     checkpoint: Checkpoint,
@@ -51,6 +84,7 @@ def convert_checkpoint(
     tp_size: int = 1,
     pp_size: int = 1,
     parallel_embedding: bool = False,
+    threads: int = 0,
     progress: Progress | None = None,
 ) -> Converted:
     """Writes `checkpoint` to `output_dir`, which must not exist.
@@ -63,7 +97,7 @@ def convert_checkpoint(
     tensors = full_tensors(_without_tied_head(checkpoint), layout, checkpoint.source)
     tensors = [replace(tensor, recipe=_cast(tensor.recipe, target)) for tensor in tensors]
     ranks = _by_rank(tensors, layout, tied=is_tied(checkpoint.architecture, checkpoint.config))
-    reader = RecipeReader(checkpoint.tensors)
+    reader = RecipeReader(checkpoint.tensors, threads=threads)
     with writing(output_dir) as writer:
         total = sum(spec_of(name, shard).nbytes for shards in ranks for name, shard in shards)
         progress.stage("writing the checkpoint", total)
