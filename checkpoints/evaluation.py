@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from trtllm.checkpoints.checkpoint import LazyTensor
+from trtllm.checkpoints.pruned import is_pruned_tensor
 from trtllm.checkpoints.quantize import convert, quantize_blocks, tile
 from trtllm.checkpoints.recipes import (
     TILE_ROWS,
@@ -18,6 +19,9 @@ from trtllm.checkpoints.recipes import (
     AsymmetricValues,
     Cast,
     Concat,
+    KeptOffsets,
+    KeptScales,
+    KeptValues,
     QuantizedScales,
     QuantizedValues,
     Recipe,
@@ -25,9 +29,6 @@ from trtllm.checkpoints.recipes import (
     Slice,
     Source,
     Stack,
-    StoredOffsets,
-    StoredScales,
-    StoredValues,
     TiledScales,
     TiledValues,
     Transpose,
@@ -75,6 +76,10 @@ class RecipeReader:
         """The whole result in storage form, shape `recipe.shape` (int4: last axis halved)."""
         return self._rows(recipe, 0, _extent(recipe))
 
+    def lacks(self, recipe: Recipe) -> bool:
+        """Whether a tensor that it is made of was pruned from the checkpoint."""
+        return any(is_pruned_tensor(self._tensors[name]) for name in recipe.sources() if name in self._tensors)
+
     def rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
         """Rows `start:stop` of the result; only what they are made of is read where that is possible."""
         return self._rows(recipe, start, stop)
@@ -113,7 +118,7 @@ class RecipeReader:
                 return self._tiled_rows(recipe, start, stop)
             case AsymmetricValues() | AsymmetricScales() | AsymmetricMinima():
                 return asymmetric_rows(self._rows(recipe.of, start, stop), recipe)
-            case StoredValues() | StoredScales() | StoredOffsets():
+            case KeptValues() | KeptScales() | KeptOffsets():
                 return self._stored_rows(recipe, start, stop)
             case Zeros():
                 return np.zeros((stop - start, *recipe.shape[1:]), recipe.dtype.numpy)
@@ -229,14 +234,14 @@ class RecipeReader:
             ) from None
         return values.reshape(*lead, -1), scales.reshape(*lead, -1)
 
-    def _stored_rows(self, recipe: StoredValues | StoredScales | StoredOffsets, start: int, stop: int) -> np.ndarray:
+    def _stored_rows(self, recipe: KeptValues | KeptScales | KeptOffsets, start: int, stop: int) -> np.ndarray:
         """What the checkpoint's own quantization has, for a source that is quantized there."""
         assert isinstance(recipe.of, Source)
         tensor = self._tensors.get(recipe.of.name)
         if isinstance(tensor, QuantizedTensor) and tensor.spec.shape == recipe.of.shape and tensor.blocks is not None:
-            if isinstance(recipe, StoredValues):
+            if isinstance(recipe, KeptValues):
                 return integer_rows(tensor, recipe, start, stop)
-            return (scale_rows if isinstance(recipe, StoredScales) else offset_rows)(tensor, recipe, start, stop)
+            return (scale_rows if isinstance(recipe, KeptScales) else offset_rows)(tensor, recipe, start, stop)
         self._source_rows(recipe.of, 0, 0)  # names a tensor that is missing or of another shape
         raise BadInputError(
             f"tensor '{recipe.of.name}' is not stored as integers with scales, which this engine keeps",
@@ -315,7 +320,7 @@ def _storage_shape(recipe: Recipe) -> tuple[int, ...]:
 def _source_bytes(recipe: Recipe) -> int:
     if isinstance(recipe, Source):
         return recipe.nbytes
-    if isinstance(recipe, StoredValues):
+    if isinstance(recipe, KeptValues):
         return 2 * recipe.nbytes
     return sum(_source_bytes(operand) for operand in recipe.operands)
 

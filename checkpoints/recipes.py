@@ -88,6 +88,15 @@ class Source(Recipe):
 
 
 @dataclass(frozen=True)
+class Stored(Source):
+    """A tensor that calibration made; it lies beside the checkpoint's own and cannot be made from those alone."""
+
+    step = "stored"
+    sha256: str
+    """Of its payload, in hex."""
+
+
+@dataclass(frozen=True)
 class _Unary(Recipe):
     of: Recipe
 
@@ -233,6 +242,99 @@ class QuantizedScales(_Unary):
 
 
 @dataclass(frozen=True)
+class KeptValues(_Unary):
+    """Integers of a source that the checkpoint holds quantized; see `trtllm.checkpoints.stored`.
+
+    `offset` ("none", "minimum", "zero_point") is the form that is wanted, which may be wider than the stored one: with
+    an offset the integers of 4 bits count from 0, and int4 holds them less 8.
+    """
+
+    step = "kept_values"
+    bits: int
+    offset: str
+
+    @property
+    def dtype(self) -> DType:
+        return DType.INT4 if self.bits == 4 else DType.INT8
+
+
+@dataclass(frozen=True)
+class KeptScales(_Unary):
+    """Their scales as float16, those of longer groups repeated: one per block of the last axis."""
+
+    step = "kept_scales"
+    block_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.of.shape[:-1], self.of.shape[-1] // self.block_size)
+
+    @property
+    def dtype(self) -> DType:
+        return DType.FLOAT16
+
+
+@dataclass(frozen=True)
+class KeptOffsets(_Unary):
+    """Their minima or zero points as float16, in the same blocks, for the values of the same `bits` and `offset`."""
+
+    step = "kept_offsets"
+    bits: int
+    offset: str
+    block_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.of.shape[:-1], self.of.shape[-1] // self.block_size)
+
+    @property
+    def dtype(self) -> DType:
+        return DType.FLOAT16
+
+
+@dataclass(frozen=True)
+class AsymmetricValues(_Unary):
+    """4-bit integers 0 .. 15 of a block-wise quantization with minima, rounded to nearest; int4 holds them less 8."""
+
+    step = "asymmetric_values"
+    block_size: int
+
+    @property
+    def dtype(self) -> DType:
+        return DType.INT4
+
+
+@dataclass(frozen=True)
+class AsymmetricScales(KeptScales):
+    """Float16 scales of the same quantization: (largest - smallest) / 15, one per block of the last axis."""
+
+    step = "asymmetric_scales"
+
+
+@dataclass(frozen=True)
+class AsymmetricMinima(KeptScales):
+    """Float16 minima of the same quantization: an element is scale * integer + minimum."""
+
+    step = "asymmetric_minima"
+
+
+@dataclass(frozen=True)
+class Zeros(Recipe):
+    """Float16 zeros: the offsets of a part that has none beside parts that have."""
+
+    step = "zeros"
+    to: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.to
+
+    @property
+    def dtype(self) -> DType:
+        return DType.FLOAT16
+
+
+@dataclass(frozen=True)
 class UnsignedBlocks(_Unary):
     """Signed int4/int8 values [..., K] as unsigned bytes [..., K/block, block*bits/8] with zero point 2^(bits-1).
 
@@ -291,7 +393,8 @@ TILE_BLOCK = 32
 _STEPS: dict[str, type[Recipe]] = {
     cls.step: cls
     for cls in (
-        Source, Cast, Affine, Transpose, Reshape, Slice, Concat, Stack, QuantizedValues, QuantizedScales,
+        Source, Stored, Cast, Affine, Transpose, Reshape, Slice, Concat, Stack, QuantizedValues, QuantizedScales,
+        KeptValues, KeptScales, KeptOffsets, AsymmetricValues, AsymmetricScales, AsymmetricMinima, Zeros,
         UnsignedBlocks, TiledValues, TiledScales,
     )
 }  # fmt: skip

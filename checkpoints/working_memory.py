@@ -8,8 +8,14 @@ from math import prod
 from trtllm.checkpoints.evaluation import chunk_rows, is_row_separable, stack_parts
 from trtllm.checkpoints.recipes import (
     Affine,
+    AsymmetricMinima,
+    AsymmetricScales,
+    AsymmetricValues,
     Cast,
     Concat,
+    KeptOffsets,
+    KeptScales,
+    KeptValues,
     QuantizedScales,
     QuantizedValues,
     Recipe,
@@ -77,6 +83,10 @@ def _made(recipe: Recipe, rows: int, result: int) -> int:
         case QuantizedValues() | QuantizedScales():
             blocks = _elements(recipe.of, rows) // recipe.block_size
             return _elements(recipe.of, rows) * recipe.bits // 8 + recipe.scale_dtype.byte_size(blocks)
+        case AsymmetricValues() | AsymmetricScales() | AsymmetricMinima():
+            return 3 * 4 * _elements(recipe.of, rows) + result
+        case KeptValues() | KeptScales() | KeptOffsets():
+            return 2 * _elements(recipe.of, rows) + result
         case Affine():
             return 2 * 4 * _elements(recipe, rows) + result
         case Cast() | Concat() | UnsignedBlocks() | TiledValues() | TiledScales():

@@ -1,7 +1,11 @@
-"""Presents GGUF tensors as lazy tensors: only the rows asked for are read, dequantized and put in HF's layout."""
+"""Presents GGUF tensors as lazy tensors: only the rows asked for are read and put in Hugging Face's layout.
+
+Matrices of quantized types keep what they are stored as beside their dequantized rows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -9,8 +13,10 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from trtllm.checkpoints.checkpoint import FunctionTensor, LazyTensor, TensorSpec
+from trtllm.checkpoints.stored import IntegerBlocks, QuantizedTensor
 from trtllm.dtypes import DType
 from trtllm.errors import UnsupportedModelError
+from trtllm.frontends.gguf.blocks import BLOCK_TYPES, Part, part_rows, stored_quantization
 from trtllm.frontends.gguf.container import GgufTensor
 
 _PLAIN = {
@@ -42,6 +48,8 @@ def check_readable(tensor: GgufTensor) -> None:
 
 def as_stored(tensor: GgufTensor, name: str) -> LazyTensor:
     """`tensor` under `name`, in the file's layout."""
+    if is_quantized(tensor) and len(tensor.shape) == 2:
+        return _quantized(tensor, name, tensor.shape, lambda read: read)
     return FunctionTensor(_spec(tensor, name, tensor.shape), lambda start, stop: _rows(tensor, start, stop))
 
 
@@ -49,6 +57,10 @@ def expert(tensor: GgufTensor, name: str, index: int) -> LazyTensor:
     """Matrix `index` of a stack."""
     rows = tensor.shape[1]
     first = index * rows
+    if is_quantized(tensor):
+        return _quantized(
+            tensor, name, tensor.shape[1:], lambda read: lambda start, stop: read(first + start, first + stop)
+        )
     return FunctionTensor(
         _spec(tensor, name, tensor.shape[1:]),
         lambda start, stop: _matrix_rows(tensor, first + start, first + stop),
@@ -76,16 +88,53 @@ def minus_one(tensor: GgufTensor, name: str) -> LazyTensor:
 
 def rotary_halves(tensor: GgufTensor, name: str, head_size: int) -> LazyTensor:
     """Q or K whose rows of each head are interleaved pairs, as two halves (convert_hf_to_gguf's `permute` undone)."""
+    if is_quantized(tensor) and len(tensor.shape) == 2:
+        return _quantized(tensor, name, tensor.shape, lambda read: _halved(read, head_size))
+    read = _halved(lambda start, stop: _rows(tensor, start, stop), head_size)
+    return FunctionTensor(_spec(tensor, name, tensor.shape), read)
 
-    def read(start: int, stop: int) -> np.ndarray:
+
+Rows = Callable[[int, int], np.ndarray]
+"""Gives rows `start:stop` of some matrix."""
+
+
+def _halved(read: Rows, head_size: int) -> Rows:
+    """Rows of the heads as two halves, of a matrix that has them as interleaved pairs."""
+
+    def halves(start: int, stop: int) -> np.ndarray:
         first = start // head_size * head_size
         last = -(-stop // head_size) * head_size
-        stored = _rows(tensor, first, last)
+        stored = read(first, last)
         tail = stored.shape[1:]
-        halves = stored.reshape(-1, head_size // 2, 2, *tail).swapaxes(1, 2).reshape(stored.shape)
-        return np.array(halves[start - first : stop - first])
+        ordered = stored.reshape(-1, head_size // 2, 2, *tail).swapaxes(1, 2).reshape(stored.shape)
+        return np.array(ordered[start - first : stop - first])
 
-    return FunctionTensor(_spec(tensor, name, tensor.shape), read)
+    return halves
+
+
+def _quantized(
+    tensor: GgufTensor, name: str, shape: tuple[int, ...], arranged: Callable[[Rows], Rows]
+) -> QuantizedTensor:
+    """A matrix of a quantized type; `arranged` puts the file's rows in order, whatever is read of them."""
+    block_type = BLOCK_TYPES.get(tensor.kind)
+    blocks = None
+    if block_type is not None:
+        minima = block_type.minima
+        blocks = IntegerBlocks(
+            arranged(_part(tensor, block_type.values)),
+            arranged(_part(tensor, block_type.scales)),
+            arranged(_part(tensor, minima)) if minima is not None else None,
+        )
+    dense = arranged(lambda start, stop: _matrix_rows(tensor, start, stop))
+    return QuantizedTensor(_spec(tensor, name, shape), stored_quantization(tensor.kind), blocks, dense)
+
+
+def _part(tensor: GgufTensor, part: Part) -> Rows:
+    def read(start: int, stop: int) -> np.ndarray:
+        payload = tensor.file.read(tensor.offset + start * tensor.row_bytes, (stop - start) * tensor.row_bytes)
+        return part_rows(part, payload.reshape(stop - start, tensor.row_bytes), tensor.kind)
+
+    return read
 
 
 def _spec(tensor: GgufTensor, name: str, shape: tuple[int, ...]) -> TensorSpec:

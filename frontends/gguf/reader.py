@@ -17,7 +17,7 @@ from trtllm.frontends.gguf.tensor_mapping import map_tensors
 def read_gguf(path: Path) -> Checkpoint:
     """The model in `path` (of a split model, any of its files).
 
-    Quantized tensors are dequantized to float32 when their rows are read; F32, F16 and BF16 stay what they are.
+    Quantized matrices read as float32 and keep what they are stored as; F32, F16 and BF16 stay what they are.
     Raises BadInputError for a damaged file, UnsupportedModelError for an architecture that is not read.
     """
     container = open_all_splits(path)

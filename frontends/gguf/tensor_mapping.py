@@ -44,7 +44,7 @@ def map_tensors(container: GgufContainer, architecture: GgufArchitecture, config
                     "the file is damaged; convert the model again",
                 )
             result[lazy.spec.name] = lazy
-    notes = _dequantization_notes(container)
+    notes = _quantization_notes(container)
     if ignored:
         notes = (*notes, f"ignored, read as part of the config: {', '.join(ignored)}")
     return MappedTensors(result, notes)
@@ -112,11 +112,11 @@ def _of_rank(tensor: GgufTensor, rank: int) -> GgufTensor:
     return tensor
 
 
-def _dequantization_notes(container: GgufContainer) -> tuple[str, ...]:
-    """("210 tensors Q4_1, 1 Q8_0 dequantized to float32",)"""
+def _quantization_notes(container: GgufContainer) -> tuple[str, ...]:
+    """("210 tensors Q4_1, 1 Q8_0",)"""
     kinds = Counter(tensor.kind.name for tensor in container.tensors.values() if payloads.is_quantized(tensor))
     if not kinds:
         return ()
     (first, count), *others = kinds.most_common()
     parts = [f"{count} tensor{'s' if count != 1 else ''} {first}", *(f"{number} {kind}" for kind, number in others)]
-    return (f"{', '.join(parts)} dequantized to float32",)
+    return (f"quantized: {', '.join(parts)}",)

@@ -74,7 +74,7 @@ def test_quantized_matrices_are_dequantized_and_counted(write_gguf, tiny_directo
         assert checkpoint.tensors[name].spec.dtype is DType.FLOAT32
         limit = relative * np.abs(array).max() if array.ndim > 1 else 0
         np.testing.assert_allclose(checkpoint.tensors[name].read(), array, rtol=0, atol=limit, err_msg=name)
-    assert f"15 tensors {kind.name} dequantized to float32" in checkpoint.notes
+    assert f"quantized: 15 tensors {kind.name}" in checkpoint.notes
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(Kind.F16, DType.FLOAT16), (Kind.BF16, DType.BFLOAT16)])

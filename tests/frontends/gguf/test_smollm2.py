@@ -57,10 +57,10 @@ def _texts():
     return TEXTS + drawn
 
 
-def test_the_notes_say_what_was_dequantized(checkpoint):
+def test_the_notes_say_what_is_quantized(checkpoint):
     assert checkpoint.notes == (
         "GGUF file, LlamaForCausalLM, 272 tensors",
-        "210 tensors Q4_1, 1 Q8_0 dequantized to float32",
+        "quantized: 210 tensors Q4_1, 1 Q8_0",
     )
 
 
