@@ -107,17 +107,17 @@ void ActiveRequest::keep_logits(Response &response, const float *logits) {
     ++matrix.rows;
 }
 
-ActiveRequest::Progress ActiveRequest::advance(std::int32_t index, std::span<float *const> rows,
+ActiveRequest::Progress ActiveRequest::advance(std::int32_t index, float *logits, std::int32_t num_rows,
                                                DecodeScratch &scratch) {
     auto &sequence = sequences_[static_cast<std::size_t>(index)];
     Progress progress;
-    const auto drafts = std::span<const TokenId>(sequence.drafts).first(rows.size() - 1);
-    for (std::size_t row = 0; row < rows.size(); ++row) {
-        keep_logits(sequence.pending, rows[row]);
-        const Choice choice = choose(sequence, index, rows[row], scratch);
+    const auto num_drafts = static_cast<std::size_t>(num_rows - 1);
+    for (std::size_t row = 0; row <= num_drafts; ++row, logits += vocab_size_) {
+        keep_logits(sequence.pending, logits);
+        const Choice choice = choose(sequence, index, logits, scratch);
         emit(sequence, choice);
         progress.tokens.push_back(choice.token);
-        if (sequence.is_finished || row == drafts.size() || choice.token != drafts[row]) break;
+        if (sequence.is_finished || row == num_drafts || choice.token != sequence.drafts[row]) break;
         ++progress.num_accepted;
     }
     sequence.drafts.clear();

@@ -51,8 +51,8 @@ public:
         std::int32_t num_accepted = 0;  // drafts that came true
         bool is_finished = false;
     };
-    // Chooses from rows logits[0 .. drafts], each [V] and changed in place, until a draft is refused or the sequence ends.
-    Progress advance(std::int32_t sequence, std::span<float *const> rows, DecodeScratch &scratch);
+    // Chooses from logits [num_rows, V], which are changed in place, until a draft is refused or the sequence ends.
+    Progress advance(std::int32_t sequence, float *logits, std::int32_t num_rows, DecodeScratch &scratch);
 
     struct BeamProgress {
         std::vector<std::int32_t> parents;

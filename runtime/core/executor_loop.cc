@@ -2,6 +2,8 @@
 #include "executor_loop.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "draft_session_proposer.h"
 #include "ngram_proposer.h"
@@ -115,8 +117,7 @@ RequestId Executor::Loop::enqueue(Request request) {
 std::vector<Response> Executor::Loop::await_responses(std::chrono::milliseconds timeout) {
     std::unique_lock lock(mutex_);
     wake_callers_.wait_for(lock, timeout, [this] { return !responses_.empty() || has_ended_; });
-    std::vector<Response> taken(std::make_move_iterator(responses_.begin()), std::make_move_iterator(responses_.end()));
-    responses_.clear();
+    auto taken = std::exchange(responses_, {});
     if (static_cast<std::int64_t>(taken.size()) > config_.max_pending_responses) wake_loop_.notify_one();
     return taken;
 }
@@ -200,7 +201,7 @@ void Executor::Loop::run() {
         try {
             take_inbox();
             apply_time_limits();
-            deliver(std::exchange(outgoing_, {}));
+            deliver();
             if (scheduler_.has_work()) step();
         } catch (const std::exception &error) {  // nobody may wait for ever, whatever went wrong
             fail_all(std::string("the executor failed: ") + error.what());
@@ -335,17 +336,23 @@ void Executor::Loop::fail_all(const std::string &what) {
     for (const auto &entry : requests_) left.push_back(entry.first);
     std::sort(left.begin(), left.end());
     for (const auto id : left) fail(id, what, "this is a defect of the executor: please report it");
-    deliver(std::exchange(outgoing_, {}));
+    deliver();
 }
 
-void Executor::Loop::deliver(std::vector<Response> responses) {
+void Executor::Loop::deliver() {
     auto events = cache_.options().event_buffer_max_size > 0 ? cache_.take_events() : std::vector<KvCacheEvent>{};
-    if (responses.empty() && events.empty()) return;
+    if (outgoing_.empty() && events.empty()) return;
     const std::scoped_lock lock(mutex_);
-    for (auto &response : responses) responses_.push_back(std::move(response));
     for (auto &event : events) events_.push_back(std::move(event));
     while (events_.size() > cache_.options().event_buffer_max_size) events_.pop_front();
-    if (!responses.empty()) wake_callers_.notify_all();
+    if (outgoing_.empty()) return;
+    if (responses_.empty()) {
+        responses_.swap(outgoing_);
+    } else {
+        std::move(outgoing_.begin(), outgoing_.end(), std::back_inserter(responses_));
+    }
+    outgoing_.clear();
+    wake_callers_.notify_all();
 }
 
 void Executor::Loop::close() {
@@ -358,7 +365,7 @@ void Executor::Loop::close() {
         request.finish_all(FinishReason::cancelled);
         settle(request);
     }
-    deliver(std::exchange(outgoing_, {}));
+    deliver();
     const std::scoped_lock lock(mutex_);
     has_ended_ = true;
     wake_callers_.notify_all();

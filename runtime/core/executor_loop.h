@@ -56,12 +56,13 @@ private:
         std::vector<std::packaged_task<void()>> work;
         bool empty() const { return requests.empty() && stops.empty() && work.empty(); }
     };
-    // Logits of one row that its sequence goes on with.
+    // Logits that one sequence goes on with: of its newest token, then of the drafts after it, row after row.
     struct Turn {
         const PlannedRow *row;
         ActiveRequest *request;
         std::int32_t sequence;
-        std::vector<float *> logits;
+        float *logits;
+        std::int32_t num_rows;
     };
 
     void validate(const Request &request) const;
@@ -89,7 +90,7 @@ private:
     void fail(RequestId id, const std::string &what, const std::string &hint);
     void settle(ActiveRequest &request);
     void finish_request(RequestId id, bool keep);
-    void deliver(std::vector<Response> responses);
+    void deliver();
     void record(const StepPlan &plan, double begin_ms, double session_ms);
     void record_requests(const StepPlan &plan);
     void close();
@@ -107,7 +108,7 @@ private:
     mutable std::mutex mutex_;
     std::condition_variable wake_loop_, wake_callers_;
     Inbox inbox_;
-    std::deque<Response> responses_;
+    std::vector<Response> responses_;
     std::deque<IterationStats> iteration_stats_;
     std::deque<RequestStatsPerIteration> request_stats_;
     std::deque<KvCacheEvent> events_;
@@ -125,6 +126,8 @@ private:
     DecodeScratch scratch_;
     std::deque<std::vector<float>> spare_rows_;
     std::vector<Response> outgoing_;
+    std::vector<Turn> turns_;
+    double step_ms_ = 0;  // when the logits of this step were there
     std::int64_t iteration_ = 0;
     std::int64_t num_completed_ = 0, num_started_ = 0, num_paused_ = 0;
     double queue_latency_ms_ = 0, draft_ms_ = 0;

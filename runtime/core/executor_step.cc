@@ -32,10 +32,10 @@ void Executor::Loop::step() {
     if (plan.rows.empty()) throw std::logic_error("the scheduler left every request waiting");
     float *logits = nullptr;
     if (!run_session(plan, logits)) {
-        deliver(std::exchange(outgoing_, {}));
+        deliver();
         return;
     }
-    const double computed = now_ms();
+    const double computed = step_ms_ = now_ms();
     decode(plan, logits);
     const double end = now_ms();
     ++iteration_;
@@ -49,7 +49,7 @@ void Executor::Loop::step() {
         trace_.counter("requests", end * 1000, static_cast<std::int64_t>(requests_.size()));
     }
     record(plan, begin, computed - planned);  // before the news, so that who hears of a step finds it recorded
-    deliver(std::exchange(outgoing_, {}));
+    deliver();
 }
 
 void Executor::Loop::propose_drafts() {
@@ -139,16 +139,14 @@ bool Executor::Loop::run_session(const StepPlan &plan, float *&logits) {
 }
 
 void Executor::Loop::decode(const StepPlan &plan, float *logits) {
-    std::vector<Turn> turns;
-    turns.reserve(plan.rows.size());
+    turns_.clear();
     for (std::size_t index = 0; index < plan.rows.size(); ++index) {
         const auto first = builder_.first_logits()[index];
         float *row_logits = first < 0 ? nullptr : logits + first * info_.vocab_size;
-        guarded(plan.rows[index].request, [&] { take_row(plan.rows[index], row_logits, turns); });
+        guarded(plan.rows[index].request, [&] { take_row(plan.rows[index], row_logits, turns_); });
     }
-    std::erase_if(turns, [this](const Turn &turn) { return find(turn.row->request) == nullptr; });
-    if (config_.batched_logits_processor) run_batched_processor(turns);
-    take_turns(turns);
+    if (config_.batched_logits_processor) run_batched_processor(turns_);
+    take_turns(turns_);
     spare_rows_.clear();
 }
 
@@ -162,26 +160,23 @@ void Executor::Loop::take_row(const PlannedRow &row, float *logits, std::vector<
         request->metrics.num_computed_prompt_tokens += row.num_tokens;
     }
     if (!row.reaches_end) {
-        scheduler_.complete_row(row, row.num_tokens, whole_ms());
+        scheduler_.complete_row(row, row.num_tokens, static_cast<std::int64_t>(step_ms_));
         return;
     }
     const bool all_rows = row.is_context && !request->has_started() && request->wants_prompt_rows();
     if (all_rows) logits += static_cast<std::ptrdiff_t>(row.num_tokens - 1) * info_.vocab_size;
     if (!request->has_started()) return start_request(row, *request, logits, turns);
-    Turn turn{&row, request, row.sequence, {}};
-    for (std::int32_t draft = 0; draft <= row.num_draft_tokens; ++draft)
-        turn.logits.push_back(logits + static_cast<std::ptrdiff_t>(draft) * info_.vocab_size);
     if (!request->is_beam_search())
         request->sequences()[static_cast<std::size_t>(row.sequence)].drafts.resize(
             static_cast<std::size_t>(row.num_draft_tokens));
-    turns.push_back(std::move(turn));
+    turns.push_back({&row, request, row.sequence, logits, 1 + row.num_draft_tokens});
 }
 
 void Executor::Loop::start_request(const PlannedRow &row, ActiveRequest &request, float *logits,
                                    std::vector<Turn> &turns) {
-    scheduler_.complete_row(row, row.num_tokens, whole_ms());
+    scheduler_.complete_row(row, row.num_tokens, static_cast<std::int64_t>(step_ms_));
     request.start();
-    request.metrics.first_token = now_ms();
+    request.metrics.first_token = step_ms_;
     const auto prompt = static_cast<std::int32_t>(request.request().input_token_ids.size());
     request.metrics.num_reused_tokens = std::max(prompt - request.metrics.num_computed_prompt_tokens, 0);
     const auto stats = cache_.sequence_stats(row.cache_id);
@@ -195,7 +190,7 @@ void Executor::Loop::start_request(const PlannedRow &row, ActiveRequest &request
     for (std::int32_t index = 0; index < count; ++index) {
         float *own = logits;
         if (index > 0) own = spare_rows_.emplace_back(logits, logits + info_.vocab_size).data();
-        turns.push_back({&row, &request, index, {own}});
+        turns.push_back({&row, &request, index, own, 1});
     }
 }
 
@@ -204,12 +199,12 @@ void Executor::Loop::run_batched_processor(const std::vector<Turn> &turns) {
     batch.vocab_size = info_.vocab_size;
     std::deque<std::vector<TokenId>> tokens;
     for (const auto &turn : turns) {
-        if (!turn.request->request().apply_batched_logits_processor) continue;
+        if (find(turn.row->request) == nullptr || !turn.request->request().apply_batched_logits_processor) continue;
         batch.ids.push_back(turn.row->request);
         batch.sequences.push_back(turn.sequence);
         const auto known = scheduler_.tokens(turn.row->request, turn.row->sequence);
         batch.tokens.push_back(tokens.emplace_back(known.begin(), known.end()));
-        batch.rows.push_back(turn.logits.front());
+        batch.rows.push_back(turn.logits);
     }
     if (batch.ids.empty()) return;
     try {
@@ -222,17 +217,19 @@ void Executor::Loop::run_batched_processor(const std::vector<Turn> &turns) {
 
 // Turns of one request stand together: rows are planned request by request within context and generation.
 void Executor::Loop::take_turns(std::vector<Turn> &turns) {
-    std::stable_sort(turns.begin(), turns.end(), [](const Turn &left, const Turn &right) {
+    const auto comes_before = [](const Turn &left, const Turn &right) {
         if (left.row->request != right.row->request) return left.row->request < right.row->request;
         return left.sequence < right.sequence;
-    });
+    };
+    if (!std::is_sorted(turns.begin(), turns.end(), comes_before))
+        std::stable_sort(turns.begin(), turns.end(), comes_before);
     for (std::size_t first = 0; first < turns.size();) {
         const auto id = turns[first].row->request;
         std::size_t last = first;
         while (last < turns.size() && turns[last].row->request == id) ++last;
         const auto mine = std::span(turns).subspan(first, last - first);
         first = last;
-        if (find(id) == nullptr) continue;  // its turn failed in the batched processor
+        if (find(id) == nullptr) continue;  // it has failed by now
         guarded(id, [&] {
             auto &request = *mine.front().request;
             if (request.is_beam_search()) {
@@ -243,7 +240,7 @@ void Executor::Loop::take_turns(std::vector<Turn> &turns) {
                 for (const auto &turn : mine) advance_sample(turn);
             }
             ++request.num_decode_steps;
-            request.metrics.last_token = now_ms();
+            request.metrics.last_token = step_ms_;
             request.metrics.last_iter = iteration_;
             settle(request);
         });
@@ -252,7 +249,7 @@ void Executor::Loop::take_turns(std::vector<Turn> &turns) {
 
 void Executor::Loop::advance_sample(const Turn &turn) {
     const bool is_first = turn.request->num_sequences() == 1 && turn.request->num_decode_steps == 0;
-    auto progress = turn.request->advance(turn.sequence, turn.logits, scratch_);
+    auto progress = turn.request->advance(turn.sequence, turn.logits, turn.num_rows, scratch_);
     num_decoded_ += static_cast<std::int64_t>(progress.tokens.size());
     ++num_decoding_rows_;
     if (turn.row->num_draft_tokens > 0) {
@@ -263,9 +260,9 @@ void Executor::Loop::advance_sample(const Turn &turn) {
         turn.request->metrics.total_accepted_draft_tokens += progress.num_accepted;
     }
     const auto num_known = turn.row->num_tokens - turn.row->num_draft_tokens;
-    if (!is_first) scheduler_.complete_row(*turn.row, num_known + progress.num_accepted, whole_ms());
+    if (!is_first) scheduler_.complete_row(*turn.row, num_known + progress.num_accepted, static_cast<std::int64_t>(step_ms_));
     if (progress.is_finished) {
-        scheduler_.finish_sequence(turn.row->request, turn.sequence, whole_ms());
+        scheduler_.finish_sequence(turn.row->request, turn.sequence, static_cast<std::int64_t>(step_ms_));
     } else {
         scheduler_.append(turn.row->request, turn.sequence, progress.tokens);
     }
@@ -276,7 +273,7 @@ void Executor::Loop::advance_new(std::span<Turn> turns) {
     std::vector<TokenId> first_tokens;
     std::vector<std::int32_t> finished;
     for (const auto &turn : turns) {
-        const auto progress = turn.request->advance(turn.sequence, turn.logits, scratch_);
+        const auto progress = turn.request->advance(turn.sequence, turn.logits, turn.num_rows, scratch_);
         first_tokens.push_back(progress.tokens.back());
         if (progress.is_finished) finished.push_back(turn.sequence);
     }
@@ -284,7 +281,7 @@ void Executor::Loop::advance_new(std::span<Turn> turns) {
     num_decoding_rows_ += static_cast<std::int64_t>(turns.size());
     const auto id = turns.front().row->request;
     scheduler_.start_sequences(id, first_tokens);
-    for (const auto index : finished) scheduler_.finish_sequence(id, index, whole_ms());
+    for (const auto index : finished) scheduler_.finish_sequence(id, index, static_cast<std::int64_t>(step_ms_));
 }
 
 void Executor::Loop::advance_beams(std::span<Turn> turns) {
@@ -293,8 +290,8 @@ void Executor::Loop::advance_beams(std::span<Turn> turns) {
     const bool is_first = request.num_decode_steps == 0;
     std::vector<float *> rows;
     for (const auto &turn : turns) {
-        rows.push_back(turn.logits.front());
-        if (!is_first) scheduler_.complete_row(*turn.row, turn.row->num_tokens, whole_ms());
+        rows.push_back(turn.logits);
+        if (!is_first) scheduler_.complete_row(*turn.row, turn.row->num_tokens, static_cast<std::int64_t>(step_ms_));
     }
     const auto progress = request.advance_beams(rows, scratch_);
     num_decoded_ += static_cast<std::int64_t>(turns.size());
@@ -303,7 +300,7 @@ void Executor::Loop::advance_beams(std::span<Turn> turns) {
     if (is_first) {
         scheduler_.start_sequences(id, progress.tokens);
     } else {
-        scheduler_.reorder(id, progress.parents, progress.tokens, whole_ms());
+        scheduler_.reorder(id, progress.parents, progress.tokens, static_cast<std::int64_t>(step_ms_));
     }
 }
 

@@ -21,7 +21,8 @@ assert not found, found
 from trtllm import LLM, SamplingParams
 with LLM(sys.argv[1], threads=1) as llm:
     output = llm.generate("hello", SamplingParams(max_tokens=8, ignore_eos=True))
-    streamed = [each.outputs[0].text_diff for each in llm.stream("hello", SamplingParams(max_tokens=8, ignore_eos=True))]
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    streamed = [each.outputs[0].text_diff for each in llm.stream("hello", params)]
     assert "".join(streamed) == output.outputs[0].text
     print(output.outputs[0].token_ids)
 """
