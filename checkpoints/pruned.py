@@ -47,6 +47,13 @@ def is_pruned_tensor(tensor: LazyTensor) -> bool:
     return isinstance(tensor, PrunedTensor)
 
 
+def pruned_hashes(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """sha256 of the pruned tensors among `tensors`, where it is known."""
+    return {
+        name: tensor.sha256 for name, tensor in tensors.items() if isinstance(tensor, PrunedTensor) and tensor.sha256
+    }
+
+
 def read_pruned(directory: Path) -> dict[str, dict[str, PrunedTensor]]:
     """The pruned tensors of each file of a checkpoint, by name; empty for a checkpoint that is whole.
 

@@ -236,6 +236,7 @@ class EngineWriter:
         return {
             path.name: FileEntry(self.file_hashes.get(path.name) or file_sha256(path), path.stat().st_size)
             for path in sorted(self.folder.iterdir())
+            if path.is_file()
         }
 
 
@@ -292,6 +293,9 @@ def _is_alive(process: int) -> bool:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     _sync_folder(folder)

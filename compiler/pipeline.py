@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.checkpoints.pruned import pruned_hashes
 from trtllm.compiler.cache_record import cache_record
 from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
@@ -300,6 +301,8 @@ def write_engine(
             network_hash=compiled.network_hash,
             files=writer.file_entries(),
             weights=tuple(emitted.weights),
+            stripped=emitted.stripped,
+            stripped_sources=pruned_hashes(checkpoint.tensors),
             packages={name: _version(name) for name in ("numpy", "onnx", "onnx-ir")},
         )
         writer.write_json(MANIFEST, manifest.to_json())

@@ -48,11 +48,16 @@ def refuse_stripped(engine: Engine) -> None:
 
 def kept_offsets(manifest: Manifest) -> dict[str, int]:
     """Where each weight that a stripped engine kept lies in its file, in bytes."""
-    missing, offsets, end = set(manifest.stripped), {}, 0
-    for entry in sorted(manifest.weights, key=lambda entry: entry.offset):
-        if entry.name not in missing:
-            offsets[entry.name] = end = _aligned(end)
-            end += entry.nbytes
+    missing = set(manifest.stripped)
+    return compact_offsets((entry.name, entry.nbytes) for entry in by_offset(manifest) if entry.name not in missing)
+
+
+def compact_offsets(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Offsets of payloads, given by name and bytes, that lie one after the other."""
+    offsets, end = {}, 0
+    for name, nbytes in sizes:
+        offsets[name] = end = _aligned(end)
+        end += nbytes
     return offsets
 
 

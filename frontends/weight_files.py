@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtllm.checkpoints.checkpoint import LazyTensor
+from trtllm.checkpoints.pruned import read_pruned
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.errors import BadInputError
 from trtllm.frontends.json_files import read_json_object
@@ -88,8 +89,8 @@ def _read_index(index: Path, suffix: str) -> dict[str, str]:
 
 def _open_file(file: Path, kind: str) -> dict[str, LazyTensor]:
     if kind == "safetensors":
-        opened = SafetensorsFile(file)
-        return {name: opened.tensor(name) for name in opened.specs}
+        opened, pruned = SafetensorsFile(file), read_pruned(file.parent).get(file.name, {})
+        return {name: pruned.get(name) or opened.tensor(name) for name in opened.specs}
     from trtllm.frontends.torch_pickle import open_torch_file
 
     return open_torch_file(file)

@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = frozenset({
     "pruned_heads", "cross_attention_hidden_size", "tie_encoder_decoder", "default_theta", "experts_implementation",
     "_experts_implementation", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
     "ignore_keys_at_rope_validation", "reorder_and_upcast_attn", "is_llama_config",
-    "transformers.js_config",
+    "transformers.js_config", "is_pruned",
 })  # fmt: skip
 """Keys that change nothing of what a trained decoder computes (training, generation defaults, bookkeeping)."""
 

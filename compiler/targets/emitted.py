@@ -13,3 +13,5 @@ class Emitted:
 
     target: TargetEntry
     weights: list[WeightEntry]
+    stripped: tuple[str, ...] = ()
+    """Weights that could not be written, because the checkpoint was pruned; see `trtllm.compiler.stripping`."""

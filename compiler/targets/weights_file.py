@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import QuantizedScales, QuantizedValues, Recipe
 from trtllm.compiler.engine import WeightEntry
 from trtllm.compiler.ir.weights import Weight
+from trtllm.compiler.stripping import compact_offsets
 from trtllm.progress import Progress
 
 ALIGNMENT = 4096
@@ -52,10 +54,14 @@ def in_file_order(weights: Iterable[Weight], sources: Iterable[str]) -> list[Wei
 
 
 def write_weights(
-    path: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
+    path: Path,
+    weights: list[Weight],
+    reader: RecipeReader,
+    progress: Progress,
+    offsets: Mapping[str, int] | None = None,
 ) -> tuple[list[WeightEntry], str]:
-    """Writes every weight at its `layout` offset. Returns the entries and the file's sha256."""
-    offsets = layout(weights)
+    """Writes every weight at its `layout` offset, or that of `offsets`. Returns the entries and the file's sha256."""
+    offsets = layout(weights) if offsets is None else offsets
     made: list[tuple[Weight, Any]] = []
     with path.open("wb", buffering=0) as file, _Output(file, reader.chunk_bytes) as output:
         for weight in weights:
@@ -131,6 +137,27 @@ class _Output:
     ) -> None:
         for pool in (self._writer, self._file_hasher, self._weight_hasher):
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_kept_weights(
+    path: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
+) -> tuple[list[WeightEntry], str, tuple[str, ...]]:
+    """`write_weights` for a checkpoint that may be pruned: what it lacks is left out, and named in the third result.
+
+    The entries are those of the full file; weights that were left out have no hash. See `trtllm.compiler.stripping`.
+    """
+    missing = tuple(weight.name or "" for weight in weights if reader.lacks(weight.recipe))
+    if not missing:
+        return (*write_weights(path, weights, reader, progress), ())
+    full = layout(weights)
+    entries = {weight.name or "": _entry(weight, "", path.name, full[weight.name or ""]) for weight in weights}
+    kept = [weight for weight in weights if weight.name not in missing]
+    if not kept:
+        return list(entries.values()), "", missing
+    offsets = compact_offsets((weight.name or "", weight.recipe.nbytes) for weight in kept)
+    written, digest = write_weights(path, kept, reader, progress, offsets)
+    entries |= {entry.name: replace(entry, offset=full[entry.name]) for entry in written}
+    return list(entries.values()), digest, missing
 
 
 def _entry(weight: Weight, digest: str, file: str, offset: int) -> WeightEntry:

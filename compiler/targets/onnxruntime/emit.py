@@ -10,7 +10,7 @@ from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.targets.emitted import Emitted
-from trtllm.compiler.targets.weights_file import in_file_order, layout, write_weights
+from trtllm.compiler.targets.weights_file import in_file_order, layout, write_kept_weights
 from trtllm.config import BuildConfig
 from trtllm.errors import TargetError
 from trtllm.progress import Progress
@@ -36,7 +36,7 @@ def emit(
     tensors = (value.const_value for value in network.graph.initializers.values())
     weights = in_file_order((tensor for tensor in tensors if isinstance(tensor, Weight)), reader.source_names)
     progress.stage("writing weights", sum(weight.recipe.nbytes for weight in weights))
-    entries, digest = write_weights(writer.folder / WEIGHTS, weights, reader, progress)
+    entries, digest, stripped = write_kept_weights(writer.folder / WEIGHTS, weights, reader, progress)
     writer.file_hashes[WEIGHTS] = digest
     offsets = layout(weights)
     network.model.opset_imports.pop("trtllm", None)
@@ -50,4 +50,4 @@ def emit(
         )  # fmt: skip
 
     writer.write_bytes(ENGINE, to_proto_without_weights(network.model, place))
-    return Emitted(TargetEntry("onnxruntime", library_version(), MINIMUM_VERSION), entries)
+    return Emitted(TargetEntry("onnxruntime", library_version(), MINIMUM_VERSION), entries, stripped)

@@ -1,0 +1,212 @@
+"""`trtllm-convert` and `trtllm-prune` as commands: round trips, every option, and every wrong input."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trtllm.compiler.engine import open_engine
+from trtllm.compiler.pipeline import build_engine
+from trtllm.config import build_config
+from trtllm.errors import UsageError
+from trtllm.frontends.detect import open_model
+from trtllm.runtime.session import open_session
+from trtllm.tools.commands.convert import main as convert
+from trtllm.tools.commands.prune import main as prune
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The tiny model in this project's format, for two ranks and two stages."""
+    folder = tmp_path_factory.mktemp("converted") / "tiny"
+    assert convert([str(tiny_checkpoint), "--output-dir", str(folder), "--tp_size", "2", "--pp_size", "2"]) == 0
+    return folder
+
+
+@pytest.fixture(params=["huggingface", "trtllm"])
+def checkpoint(request, tiny_checkpoint, converted) -> Path:
+    return tiny_checkpoint if request.param == "huggingface" else converted
+
+
+def payloads(folder: Path) -> dict[str, str]:
+    """sha256 of every tensor by its Hugging Face name."""
+    tensors = open_model(folder).tensors
+    return {name: hashlib.sha256(tensor.read().tobytes()).hexdigest() for name, tensor in tensors.items()}
+
+
+def run(capsys, command, code, *arguments, says=()) -> dict:
+    """Runs a command with --json; holds its exit code and what its error says."""
+    assert command([*map(str, arguments), "--json"]) == code
+    output = json.loads(capsys.readouterr().out)
+    for text in says:
+        assert text in output.get("error", "") + output.get("hint", ""), output
+    return output
+
+
+@pytest.mark.parametrize("options", [(), ("--prune-all",), ("--include", "*mlp*"), ("--exclude", "*mlp*")])
+def test_pruned_and_restored_checkpoints_hold_the_same_tensors(checkpoint, tmp_path, capsys, options):
+    pruned, restored = tmp_path / "pruned", tmp_path / "restored"
+    made = run(capsys, prune, 0, checkpoint, "--output-dir", pruned, *options)
+    assert made["tensors"] and made["bytes_after"] <= made["bytes_before"] - made["payload_bytes"] + 4096
+    assert json.loads((pruned / "config.json").read_text())["is_pruned"] is True
+    run(capsys, prune, 0, pruned, "--output_dir", restored, "--restore", checkpoint)
+    assert payloads(restored) == payloads(checkpoint)
+    assert "is_pruned" not in json.loads((restored / "config.json").read_text())
+
+
+def test_the_manifest_keeps_shape_type_and_hash_of_what_was_taken_out(tiny_checkpoint, tmp_path, capsys):
+    made = run(capsys, prune, 0, "--checkpoint_dir", tiny_checkpoint, "--out_dir", tmp_path / "pruned")
+    section = json.loads((tmp_path / "pruned" / "checkpoint_manifest.json").read_text())["pruned"]["model.safetensors"]
+    assert list(section) == made["tensors"]
+    tensors, hashes = open_model(tiny_checkpoint).tensors, payloads(tiny_checkpoint)
+    for name, entry in section.items():
+        assert tuple(entry["shape"]) == tensors[name].spec.shape
+        assert entry["dtype"] == tensors[name].spec.dtype.value
+        assert entry["sha256"] == hashes[name]
+
+
+def test_a_converted_checkpoint_is_restored_from_the_model_it_came_from(converted, tiny_checkpoint, tmp_path, capsys):
+    run(capsys, prune, 0, converted, "--output-dir", tmp_path / "pruned")
+    run(capsys, prune, 0, tmp_path / "pruned", "--output-dir", tmp_path / "restored", "--restore", tiny_checkpoint)
+    assert payloads(tmp_path / "restored") == payloads(tiny_checkpoint)
+
+
+def test_a_pruned_checkpoint_builds_a_stripped_engine_that_becomes_the_full_one(checkpoint, tmp_path, capsys):
+    options = build_config({"max_seq_len": 32})
+    full = build_engine(checkpoint, tmp_path / "full", options)
+    run(capsys, prune, 0, checkpoint, "--output-dir", tmp_path / "pruned")
+    stripped = build_engine(tmp_path / "pruned", tmp_path / "stripped", options)
+    assert stripped.manifest.stripped
+    assert stripped.manifest.network_hash == full.manifest.network_hash
+    open_engine(stripped.path, verify=True)
+    with pytest.raises(UsageError, match="is stripped"):
+        open_session(stripped)
+    for source in (checkpoint, full.path):
+        run(capsys, prune, 0, stripped.path, "--output-dir", tmp_path / "restored", "--restore", source)
+        restored = open_engine(tmp_path / "restored", verify=True)
+        assert restored.manifest.weights == full.manifest.weights
+        assert restored.manifest.files["rank0.weights"] == full.manifest.files["rank0.weights"]
+        shutil.rmtree(restored.path)
+
+
+def test_an_engine_is_stripped_and_restored_by_the_command(tiny_checkpoint, tmp_path, capsys):
+    engine = build_engine(tiny_checkpoint, tmp_path / "engine", build_config({"max_seq_len": 32}))
+    made = run(capsys, prune, 0, engine.path, "--output-dir", tmp_path / "stripped", "--prune-all")
+    assert made["kind"] == "engine" and made["bytes_after"] < made["bytes_before"] - made["payload_bytes"] + 8192
+    run(capsys, prune, 0, tmp_path / "stripped", "--output-dir", tmp_path / "again", "--restore", tiny_checkpoint)
+    assert (tmp_path / "again" / "rank0.weights").read_bytes() == (engine.path / "rank0.weights").read_bytes()
+
+
+def test_a_dry_run_names_the_tensors_and_writes_nothing(checkpoint, tmp_path, capsys):
+    made = run(capsys, prune, 0, checkpoint, "--output-dir", tmp_path / "pruned", "--dry-run")
+    assert made["tensors"] and made["bytes_after"] is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_output_stands_beside_the_checkpoint_when_none_is_named(tiny_checkpoint, tmp_path, capsys):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    run(capsys, prune, 0, tmp_path / "model")
+    assert (tmp_path / "model.pruned" / "config.json").is_file()
+
+
+def test_restoring_from_another_model_names_the_tensors_and_leaves_nothing(synthetic, checkpoint, tmp_path, capsys):
+    other = tmp_path / "other"
+    synthetic.write_checkpoint(synthetic.PRESETS["tiny"], other, seed=5)
+    run(capsys, prune, 0, checkpoint, "--output-dir", tmp_path / "pruned", "--include", "*layers.0.*mlp*")
+    said = run(
+        capsys, prune, 4, tmp_path / "pruned", "--output-dir", tmp_path / "restored", "--restore", other,
+        says=("not those that were pruned", "layers.0.mlp."),
+    )  # fmt: skip
+    assert "attention" not in said["error"]
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "pruned"}
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "says"),
+    [
+        (2, (), ("no checkpoint or engine",)),
+        (2, ("{model}", "--checkpoint-dir", "elsewhere"), ("two directories",)),
+        (4, ("{tmp}/nothing",), ("there is no directory",)),
+        (4, ("{tmp}/empty",), ("no config.json",)),
+        (2, ("{model}", "--output-dir", "{tmp}/occupied"), ("exists",)),
+        (2, ("{model}", "--output-dir", "{tmp}/o", "--include", "*.nothing"), ("no tensor matches",)),
+        (2, ("{model}", "--output-dir", "{tmp}/o", "--exclude", "*"), ("no tensor is selected",)),
+        (2, ("{model}", "--output-dir", "{tmp}/o", "--restore", "{model}"), ("is not pruned",)),
+        (2, ("{model}", "--restore", "{model}", "--prune-all"), ("--restore puts back everything",)),
+        (2, ("{model}", "--prune-al"), ("--prune-all",)),
+        (3, ("{tmp}/gguf",), ("trtllm-convert",)),
+    ],
+)
+def test_wrong_input_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys, code, arguments, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "config.json").write_text("{}")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "file").write_text("mine")
+    before = {path.name for path in tmp_path.iterdir()}
+    run(capsys, prune, code, *(text.format(model=tiny_checkpoint, tmp=tmp_path) for text in arguments), says=says)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_an_incomplete_or_contradicting_checkpoint_is_refused(converted, tmp_path, capsys):
+    lacking = Path(shutil.copytree(converted, tmp_path / "lacking"))
+    (lacking / "rank3.safetensors").unlink()
+    run(capsys, convert, 4, lacking, "--output-dir", tmp_path / "o", says=("lacks rank3.safetensors",))
+    other = Path(shutil.copytree(converted, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_attention_heads": 8}))
+    run(capsys, convert, 4, other, "--output-dir", tmp_path / "o", says=("contradicts", "num_attention_heads 8"))
+    quantized = config | {"quantization": {"quant_algo": "W4A16"}}
+    (other / "config.json").write_text(json.dumps(quantized))
+    run(capsys, convert, 3, other, "--output-dir", tmp_path / "o", says=("W4A16",))
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "says"),
+    [
+        (2, ("--tp-size", "3"), ("cannot share equally",)),
+        (2, ("--tp-size", "0"), ("at least 1",)),
+        (2, ("--pp-size", "3"), ("2 layers",)),
+        (2, ("--dtype", "float31"), ("unknown dtype",)),
+        (2, ("--model-dir", "elsewhere"), ("two models",)),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_refused(tiny_checkpoint, tmp_path, capsys, code, options, says):
+    run(capsys, convert, code, tiny_checkpoint, "--output-dir", tmp_path / "o", *options, says=says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_references_own_keys_say_enough_of_a_llama(tiny_checkpoint, converted, tmp_path):
+    folder = Path(shutil.copytree(converted, tmp_path / "reference"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["source_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    options = build_config({"max_seq_len": 32})
+    ours = build_engine(folder, tmp_path / "a", options)
+    theirs = build_engine(tiny_checkpoint, tmp_path / "b", options)
+    assert ours.manifest.network_hash == theirs.manifest.network_hash
+    assert {e.name: e.sha256 for e in ours.manifest.weights} == {e.name: e.sha256 for e in theirs.manifest.weights}
+
+
+@pytest.mark.parametrize("command", ["convert", "prune"])
+def test_a_killed_run_leaves_nothing_at_the_output(synthetic, tmp_path, command):
+    model, out = tmp_path / "model", tmp_path / "out"
+    synthetic.write_checkpoint(synthetic.PRESETS["300mb"], model)
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"trtllm.tools.commands.{command}", str(model), "--output-dir", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+    )
+    while process.poll() is None and not any(tmp_path.glob(".out.partial-*/*.safetensors")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}

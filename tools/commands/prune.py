@@ -1,0 +1,77 @@
+"""`trtllm-prune PATH --output-dir DIR`: takes weights out of a checkpoint or an engine, or puts them back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm.errors import UsageError
+from trtllm.tools.command_line import Action, run
+from trtllm.tools.prune_request import PruneRequest
+
+NAME = "trtllm-prune"
+EPILOG = """\b
+Every option is also taken with underscores (--checkpoint_dir, --prune_all).
+Without --method, --layers, --heads or --mlp-channels nothing is lost: --restore, or trtllm-refit, puts it back.
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Text = str | None
+
+
+@app.command(epilog=EPILOG, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
+def prune(
+    path: Annotated[Text, typer.Argument(metavar="PATH", help="A checkpoint or an engine directory.")] = None,
+    checkpoint_dir: Annotated[Text, typer.Option("--checkpoint-dir", help="Same as PATH.")] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "--out-dir", help="The directory that is made.", show_default="PATH.pruned"),
+    ] = None,
+    prune_all: Annotated[
+        bool, typer.Option("--prune-all", help="All tensors, not only the matrices of the layers.")
+    ] = False,
+    include: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only tensors of such names.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="No tensors of such names.")] = None,
+    restore: Annotated[
+        Text, typer.Option(metavar="SOURCE", help="Put back what was taken out, from a checkpoint or an engine.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken out, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
+) -> Action:
+    """Take the weights out of a checkpoint or an engine, remembering their hashes.
+
+    trtllm-prune ./checkpoint --output-dir checkpoint.pruned
+    """
+    if path is not None and checkpoint_dir is not None and path != checkpoint_dir:
+        raise UsageError(f"two directories are given: {path} and {checkpoint_dir}", "prune one at a time")
+    chosen = path or checkpoint_dir
+    if not chosen:
+        raise UsageError("no checkpoint or engine is given", f"{NAME} PATH --output-dir DIR; --help lists the options")
+    if restore is not None and (prune_all or include or exclude or dry_run):
+        raise UsageError("--restore puts back everything", "leave out --prune-all, --include, --exclude and --dry-run")
+    request = PruneRequest(
+        path=Path(chosen),
+        output_dir=output_dir,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        prune_all=prune_all,
+        restore=restore,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+    return request.perform
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    return run(app, NAME, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
