@@ -80,9 +80,9 @@ def quantize_blocks(
 
     values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // block_size), DTYPES[scale_dtype])
+    wanted = {"search": True, "importance": importance} if search else {}
     fault, block = _native.quantize_blocks(
-        _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads,
-        search=search, importance=None if importance is None else np.ascontiguousarray(importance),
+        _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads, **wanted
     )  # fmt: skip
     if fault == "not_finite":
         raise ValueError(f"row {block // scales.shape[1]} holds NaN or infinity; such weights cannot be quantized")
@@ -106,7 +106,8 @@ def gptq(
 
     Args:
         weights: [N, K].
-        factor: [K, K], upper triangular U with U'U the inverse of the inputs' damped second moments, columns in `order`.
+        factor: [K, K], upper triangular U with U'U the inverse of the inputs' damped second moments, in
+            the order of `order`.
         importance: [K], weighs squared errors when scales are searched.
         bits: 4 or 8.
         block_size: divides K.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.pruned import pruned_hashes
 from trtllm.compiler.cache_record import cache_record
+from trtllm.compiler.calibration.calibrate import Calibration
+from trtllm.compiler.calibration.dataset import calibration_tokens
+from trtllm.compiler.calibration.for_build import calibrate_build, wants_calibration
 from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
 from trtllm.compiler.engine import writing as writing_engine
@@ -122,7 +125,9 @@ def prepare_build(
     check_free(output_dir.absolute())
     target_named(build.target).library_version()
     checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
-    compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir)
+    calibration = calibrated(checkpoint, build, progress, threads=limits.threads if limits is not None else 0)
+    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **calibration.tensors})
+    compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir, calibration=calibration)
     return Prepared(checkpoint, compiled, plan_compiled(checkpoint, compiled, output_dir=output_dir, limits=limits))
 
 
@@ -155,9 +160,18 @@ def read_model(model: str | Path | object, *, tokenizer: object | None = None, p
 
 
 def compile_network(
-    checkpoint: Checkpoint, build: BuildConfig, *, progress: Progress | None = None, dump_dir: Path | None = None
+    checkpoint: Checkpoint,
+    build: BuildConfig,
+    *,
+    progress: Progress | None = None,
+    dump_dir: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> Compiled:
-    """Lowers a checkpoint to its graph and runs the passes of the build's level and target."""
+    """Lowers a checkpoint to its graph and runs the passes of the build's level and target.
+
+    Without a calibration that its scheme wants, the graph is that of the build with plainly rounded weights.
+    """
+    calibration = calibration or Calibration()
     progress = progress or Silent()
     target = target_named(build.target)
     check_options(build, target.capabilities)
@@ -165,12 +179,13 @@ def compile_network(
     dtype = compute_dtype(build, target.capabilities, notes)
     build = resolve(build, checkpoint)
     progress.stage("building the graph")
-    builder = ModelBuilder(checkpoint, build, dtype)
+    published = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in calibration.tensors}
+    builder = ModelBuilder(replace(checkpoint, tensors=published), build, dtype)
     network = builder_for(checkpoint)(builder)
     notes += _unread_note(builder)
     build = clamp(build, network.info, notes)
     verify(network.graph, after="the model builder")
-    context = PassContext(build, target.capabilities, notes=notes)
+    context = PassContext(build, target.capabilities, notes=notes, calibrated=calibration.weights)
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
     check_graph(network.graph, target.capabilities)
     for note in notes:
@@ -185,6 +200,16 @@ def compile_network(
         tuple(notes),
         network_hash(network.model),
     )
+
+
+def calibrated(checkpoint: Checkpoint, build: BuildConfig, progress: Progress, *, threads: int = 0) -> Calibration:
+    """What the build's scheme wants of calibration text; nothing when it wants none."""
+    if not wants_calibration(build):
+        return Calibration()
+    tokens = calibration_tokens(checkpoint, build.calib_dataset, build.calib_size, build.calib_max_seq_length)
+    plain = build.model_copy(update={"max_seq_len": tokens.shape[1], "max_input_len": tokens.shape[1]})
+    network = builder_for(checkpoint)(ModelBuilder(checkpoint, plain, DType.FLOAT32))
+    return calibrate_build(network, checkpoint, build, tokens, progress, threads=threads)
 
 
 def _unread_note(builder: ModelBuilder) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from trtllm.checkpoints.recipes import Recipe
 from trtllm.compiler.ir.builder import GraphBuilder
 from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.network import Network
@@ -27,6 +29,14 @@ class NearMiss:
 
 
 @dataclass(frozen=True)
+class CalibratedWeight:
+    """Recipes of a weight's integers and scales, as calibration stored them."""
+
+    values: Recipe
+    scales: Recipe
+
+
+@dataclass(frozen=True)
 class PassContext:
     """What a pass may know beside the network."""
 
@@ -35,6 +45,8 @@ class PassContext:
     near_misses: list[NearMiss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should be told of the result, for example layers kept in full precision."""
+    calibrated: Mapping[str, CalibratedWeight] = field(default_factory=dict)
+    """The integers and scales that calibration has chosen for checkpoint tensors, by name."""
 
 
 class Pass(ABC):

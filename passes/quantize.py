@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
 import onnx_ir as ir
 
-from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Stack
+from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Slice, Source, Stack
 from trtllm.compiler.ir.builder import dims
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
+from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
-from trtllm.passes.base import Pass, PassContext, builder_before
-from trtllm.quantization import SCHEMES, WeightOnly
+from trtllm.passes.base import CalibratedWeight, Pass, PassContext, builder_before, replace
+from trtllm.quantization import SCHEMES, MixedPrecision
 
 _WEIGHT_INPUTS = {"Linear": (1,), "LogitsHead": (1,), "MoE": (2, 3)}
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of one weight."""
+
+    bits: int
+    block_size: int
+    calibrated: Mapping[str, CalibratedWeight] | None = None
+    """The integers and scales that calibration has chosen, by the tensor's name; None where it has not."""
+
+
 class QuantizeWeights(Pass):
-    """Quantize the weights of linear layers, experts and the head by the build's weight-only scheme.
+    """Quantize the weights of linear layers, experts and the head by the build's scheme.
 
     y = Linear(x, W)
         becomes
     y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
+
+    A packed weight whose parts are treated differently becomes several products:
+
+    y = Linear(x, Concat(Q, K, V))     becomes     y = Concat(Linear(x, Concat(Q, K)), Linear(x, V))
 
     Scales have 16 bits, also where the graph computes in float32. The embedding table keeps its values, in float16.
     A weight whose inputs are no multiple of the block stays as it is, and so does the router of a mixture of experts.
@@ -32,8 +51,6 @@ class QuantizeWeights(Pass):
     def run(self, network: Network, context: PassContext) -> int:
         if context.build.quantization is None:
             return 0
-        scheme = SCHEMES[context.build.quantization]
-        assert isinstance(scheme, WeightOnly), scheme.name
         count = 0
         for node in list(network.graph):
             if not is_dialect(node, *_WEIGHT_INPUTS):
@@ -41,18 +58,24 @@ class QuantizeWeights(Pass):
             if _is_router(node):
                 self.miss(context, node, "it routes tokens to experts, where a rounded weight may choose another one")
                 continue
-            weights = [weight_of(node.inputs[index]) for index in _WEIGHT_INPUTS[node.op_type]]
-            reason = _why_not(node, weights, scheme)
-            if reason:
-                self._keep(node, weights, reason, context)
-                continue
-            for index in _WEIGHT_INPUTS[node.op_type]:
-                _quantize(network, node, index, scheme)
-                count += 1
+            for piece in _pieces(network, node, context):
+                count += self._quantize_node(network, piece, context)
         for node in list(network.graph):
             if is_dialect(node, "Embedding"):
-                count += _halve_embedding(network, node)
+                count += halve_embedding(network, node)
         return count
+
+    def _quantize_node(self, network: Network, node: ir.Node, context: PassContext) -> int:
+        weights = [weight_of(node.inputs[index]) for index in _WEIGHT_INPUTS[node.op_type]]
+        treatments = [_treatment(node, weight, context) for weight in weights]
+        reason = _why_not(weights, treatments)
+        if reason:
+            self._keep(node, weights, reason, context)
+            return 0
+        for index, treatment in zip(_WEIGHT_INPUTS[node.op_type], treatments, strict=True):
+            assert treatment is not None
+            _quantize(network, node, index, treatment)
+        return len(weights)
 
     def _keep(self, node: ir.Node, weights: list[Weight | None], reason: str, context: PassContext) -> None:
         self.miss(context, node, reason)
@@ -65,36 +88,128 @@ def _is_router(node: ir.Node) -> bool:
     return any(is_dialect(use.node, "MoE") and use.idx == 1 for use in node.outputs[0].uses())
 
 
-def _why_not(node: ir.Node, weights: list[Weight | None], scheme: WeightOnly) -> str:
+def module_bits(build: BuildConfig, module: str, *, is_head: bool) -> int | None:
+    """Bits of a module's weights under a build's scheme and its exceptions; None for full precision."""
+    assert build.quantization is not None
+    plan = build.layer_plan
+    if plan.excludes(module):
+        return None
+    override = plan.override(module)
+    scheme = SCHEMES[override or build.quantization]
+    if isinstance(scheme, MixedPrecision):
+        return None
+    return scheme.head_bits if is_head and override is None else scheme.bits
+
+
+def module_name(weight: str) -> str:
+    """`model.layers.0.mlp.up_proj` of `model.layers.0.mlp.up_proj.weight`."""
+    return weight.removesuffix(".weight")
+
+
+def _treatment(node: ir.Node, weight: Weight | None, context: PassContext) -> Treatment | None:
+    """Of a weight whose parts are treated alike; None for full precision."""
+    if weight is None:
+        return None
+    parts = _parts(without_casts(weight.recipe))
+    return _part_treatment(node, parts[0], context)
+
+
+def _part_treatment(node: ir.Node, part: Recipe, context: PassContext) -> Treatment | None:
+    build, is_head = context.build, node.op_type == "LogitsHead"
+    sources = part.sources()
+    module = (node.name or "") if is_head or not sources else module_name(sources[0])
+    bits = module_bits(build, module, is_head=is_head)
+    if bits is None:
+        return None
+    assert build.quantization is not None
+    block_size = build.group_size or SCHEMES[build.quantization].block_size
+    is_chosen = isinstance(part, Source) and not is_head and part.name in context.calibrated
+    return Treatment(bits, block_size, context.calibrated if is_chosen else None)
+
+
+def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
+    return recipe.parts if isinstance(recipe, Concat) and recipe.axis == 0 else (recipe,)
+
+
+def _pieces(network: Network, node: ir.Node, context: PassContext) -> list[ir.Node]:
+    """The node, or the products by runs of parts of its weight that are treated alike."""
+    weight = weight_of(node.inputs[1]) if node.op_type == "Linear" else None
+    if weight is None or not isinstance(weight.recipe, Cast | Concat):
+        return [node]
+    parts = _parts(without_casts(weight.recipe))
+
+    def kind(part: Recipe) -> tuple[int, bool]:
+        treatment = _part_treatment(node, part, context)
+        return (treatment.bits, treatment.calibrated is not None) if treatment is not None else (0, False)
+
+    runs = [tuple(run) for _, run in groupby(parts, key=kind)]
+    if len(runs) == 1:
+        return [node]
+    b = builder_before(network, node)
+    b.scope = ""
+    compute, bias, row = DTYPES[weight.dtype], weight_of(node.inputs[2]) if len(node.inputs) > 2 else None, 0
+    pieces, results = [], []
+    for index, run in enumerate(runs):
+        recipe = run[0] if len(run) == 1 else Concat(run, 0)
+        rows = recipe.shape[0]
+        inputs = [node.inputs[0], b.weight(f"{weight.name}_{index}", _in_type(recipe, compute))]
+        if bias is not None:
+            inputs.append(b.weight(f"{bias.name}_{index}", Slice(bias.recipe, 0, row, row + rows)))
+        results.append(b.dialect("Linear", inputs, name=f"{node.name}.{index}"))
+        pieces.append(b.created[-1])
+        row += rows
+    joined = b.op("Concat", results, dims(node.outputs[0]), name=f"{node.name}.joined", axis=-1)
+    replace(node, [joined])
+    return pieces
+
+
+def _in_type(recipe: Recipe, compute: DType) -> Recipe:
+    return recipe if recipe.dtype is compute else Cast(recipe, compute)
+
+
+def _why_not(weights: list[Weight | None], treatments: list[Treatment | None]) -> str:
     """Why a node keeps its weights; empty when all of them can be quantized. Experts are quantized whole or not."""
     if any(weight is None for weight in weights):
         return "its weight is not an initializer"
-    for weight in weights:
+    for weight, treatment in zip(weights, treatments, strict=True):
+        if treatment is None:
+            return "the build keeps it in full precision"
         inputs = weight.recipe.shape[-1]  # type: ignore[union-attr]
-        if inputs % scheme.block_size:
-            return f"{inputs} inputs are no multiple of the block of {scheme.block_size}"
+        if inputs % treatment.block_size:
+            return f"{inputs} inputs are no multiple of the block of {treatment.block_size}"
     return ""
 
 
-def _quantize(network: Network, node: ir.Node, index: int, scheme: WeightOnly) -> None:
+def _quantize(network: Network, node: ir.Node, index: int, treatment: Treatment) -> None:
     weight = weight_of(node.inputs[index])
     assert weight is not None
-    bits = scheme.head_bits if node.op_type == "LogitsHead" else scheme.bits
+    block_size = treatment.block_size
     compute = DTYPES[weight.dtype]
-    stored = DType.FLOAT16 if compute is DType.FLOAT32 else compute
-    source = without_casts(weight.recipe)
+    integers, rounded = _quantized_recipes(weight, treatment, compute)
     stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
     b = builder_before(network, node)
     b.scope = ""
-    values = b.weight(f"{stem}_values", QuantizedValues(source, bits, scheme.block_size, stored))
-    rounded: Recipe = QuantizedScales(source, bits, scheme.block_size, stored)
-    scales = b.weight(f"{stem}_scales", rounded if stored is compute else Cast(rounded, compute))
+    values = b.weight(f"{stem}_values", integers)
+    scales = b.weight(f"{stem}_scales", _in_type(rounded, compute))
     shape = dims(node.inputs[index])  # type: ignore[arg-type]
     dequantized = b.op(
         "DequantizeLinear", [values, scales], shape, compute, name=f"{stem}_dequantized",
-        axis=len(shape) - 1, block_size=scheme.block_size,
+        axis=len(shape) - 1, block_size=block_size,
     )  # fmt: skip
     node.replace_input_with(index, dequantized)
+
+
+def _quantized_recipes(weight: Weight, treatment: Treatment, compute: DType) -> tuple[Recipe, Recipe]:
+    """Integers and scales of a weight: those that calibration chose, or those of its values."""
+    source = without_casts(weight.recipe)
+    if treatment.calibrated is None:
+        half = DType.FLOAT16 if compute is DType.FLOAT32 else compute
+        details = (source, treatment.bits, treatment.block_size, half)
+        return QuantizedValues(*details), QuantizedScales(*details)
+    found = [treatment.calibrated[part.name] for part in _parts(source) if isinstance(part, Source)]
+    if len(found) == 1:
+        return found[0].values, found[0].scales
+    return Concat(tuple(item.values for item in found), 0), Concat(tuple(item.scales for item in found), 0)
 
 
 def without_casts(recipe: Recipe) -> Recipe:
@@ -108,7 +223,7 @@ def without_casts(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _halve_embedding(network: Network, node: ir.Node) -> int:
+def halve_embedding(network: Network, node: ir.Node) -> int:
     """Stores the table in float16; its rows become float32 again before anything, a scale included, is done to them."""
     weight = weight_of(node.inputs[1])
     if weight is None or DTYPES[weight.dtype] is not DType.FLOAT32:

@@ -1,0 +1,258 @@
+"""Calibration: states of all samples flow through one segment of the graph at a time, which is quantized on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trtllm.checkpoints.checkpoint import LazyTensor
+from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.checkpoints.quantize import QuantizedBlocks, dequantize_blocks
+from trtllm.checkpoints.recipes import Cast, Recipe, Source, Stored
+from trtllm.checkpoints.safetensors_file import SafetensorsFile
+from trtllm.compiler.calibration.record import SCALES, VALUES, CalibrationRecord, chained_key, stored_tensor
+from trtllm.compiler.calibration.rounding import gptq_factor, round_by_gptq
+from trtllm.compiler.calibration.segments import Segment, segments, subgraph
+from trtllm.compiler.ir.network import Network
+from trtllm.compiler.ir.weights import weight_of
+from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
+from trtllm.passes.base import CalibratedWeight
+from trtllm.progress import Progress
+
+BATCH_TOKENS = 2048
+"""Tokens that a segment runs at once."""
+VERSION = "1"
+"""Of the algorithm: results of another one are not taken up."""
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """What a calibration does, apart from model and text."""
+
+    bits: Mapping[str, int]
+    """Bits of each linear weight that is quantized, by the checkpoint's tensor name."""
+    block_size: int = 32
+    flows_quantized: bool = True
+    """Whether a layer sees what the quantized layers before it make of the text, or what the full ones do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Quantized weights, and the tensors that hold them."""
+
+    weights: Mapping[str, CalibratedWeight] = field(default_factory=dict)
+    """By the checkpoint's tensor name."""
+    tensors: Mapping[str, LazyTensor] = field(default_factory=dict)
+
+
+def calibrate(
+    network: Network,
+    reader: RecipeReader,
+    tokens: np.ndarray,
+    settings: CalibrationSettings,
+    folder: Path,
+    progress: Progress,
+    *,
+    threads: int = 0,
+) -> Calibration:
+    """Quantizes the linears of `settings.bits` by GPTQ, segment by segment.
+
+    Args:
+        network: as a model builder made it, in float32, with a cache of `tokens.shape[1]` tokens.
+        tokens: int64 [rows, S].
+        folder: keeps finished segments; the same model, text and settings go on from there.
+
+    Memory holds the weights of one segment, second moments of its inputs, and one batch of states; the states of all
+    samples are mapped from files in `folder`.
+    """
+    record = CalibrationRecord(folder)
+    record.sweep()
+    run = _Run(network, reader, tokens, settings, record, threads)
+    progress.stage("calibrating", len(run.parts))
+    first = chained_key(VERSION, tokens.tobytes(), _settings_bytes(settings))
+    done = run.finished(first)
+    weights: dict[str, CalibratedWeight] = {}
+    tensors: dict[str, LazyTensor] = {}
+    key = first
+    for index in range(len(run.parts)):
+        key = run.segment(index, key, weights, tensors, is_done=index < done)
+        progress.advance(1)
+    return Calibration(weights, tensors)
+
+
+def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[bytes]:
+    return [array.tobytes() for _, array in sorted(payloads.items())]
+
+
+def _settings_bytes(settings: CalibrationSettings) -> bytes:
+    values = [sorted(settings.bits.items()), settings.block_size, settings.flows_quantized]
+    return json.dumps(values).encode()
+
+
+class _Run:
+    """One calibration under way."""
+
+    def __init__(
+        self, network: Network, reader: RecipeReader, tokens: np.ndarray, settings: CalibrationSettings,
+        record: CalibrationRecord, threads: int,
+    ) -> None:  # fmt: skip
+        self.parts = segments(network)
+        self._network = network
+        self._reader = reader
+        self._tokens = tokens
+        self._settings = settings
+        self._record = record
+        self._threads = threads
+
+    def finished(self, first: str) -> int:
+        """How many segments need not be run: their files fit the key, and the states behind the last are there."""
+        key = first
+        for index in range(len(self.parts)):
+            own = chained_key(key, *_payload_bytes(self._payloads(index)))
+            if self._record.result(index, own) is None:
+                return index if index == 0 or self._record.states(key) is not None else 0
+            key = own
+        return len(self.parts)
+
+    def segment(
+        self, index: int, key: str, weights: dict[str, CalibratedWeight], tensors: dict[str, LazyTensor],
+        *, is_done: bool,
+    ) -> str:  # fmt: skip
+        """Takes up or makes one segment's results; returns its key."""
+        inputs = self._grouped(self.parts[index])
+        payloads = self._payloads(index)
+        own = chained_key(key, *_payload_bytes(payloads))
+        file = self._record.result(index, own) if is_done else None
+        if file is None:
+            results = self._quantized(index, inputs, payloads, key, own)
+            file = self._record.write_result(index, own, results)
+            self._record.drop_states(key)
+        for linears in inputs.values():
+            for linear in linears:
+                source = weight_source(linear)
+                assert source is not None
+                weights[source.name] = self._stored(file, source.name, tensors)
+        return own
+
+    def _stored(self, file: SafetensorsFile, source: str, tensors: dict[str, LazyTensor]) -> CalibratedWeight:
+        """The recipes of a finished weight; the tensors that they name join `tensors`."""
+        stored = {}
+        for suffix in (VALUES, SCALES):
+            name = source + suffix
+            packs = suffix == VALUES and self._settings.bits[source] == 4
+            tensors[name] = tensor = stored_tensor(file, name, packs_int4=packs)
+            digest = hashlib.sha256(tensor.read().tobytes()).hexdigest()
+            stored[suffix] = Stored(name, tensor.spec.shape, tensor.spec.dtype, digest)
+        return CalibratedWeight(stored[VALUES], stored[SCALES])
+
+    def _payloads(self, index: int) -> dict[str, np.ndarray]:
+        _, needed = subgraph(self._network, self.parts[index], [self.parts[index].exit])
+        return {name: self._reader.read(weight.recipe) for name, weight in needed.items()}
+
+    def _quantized(
+        self, index: int, inputs: dict[ir.Value, list[ir.Node]], payloads: dict[str, np.ndarray], key: str, own: str
+    ) -> dict[str, np.ndarray]:
+        segment = self.parts[index]
+        network, _ = subgraph(self._network, segment, [segment.exit, *inputs])
+        session = GraphSession(network, threads=self._threads)
+        states = self._record.states(key) if segment.entry is not None else None
+        moments = self._moments(session, segment, inputs, payloads, states, own)
+        results: dict[str, np.ndarray] = {}
+        rounded = dict(payloads)
+        for value, linears in inputs.items():
+            factor = gptq_factor(moments.pop(value.name or ""))
+            for linear in linears:
+                name, source = linear.inputs[1].name or "", weight_source(linear)  # type: ignore[union-attr]
+                assert source is not None
+                bits = self._settings.bits[source.name]
+                blocks = round_by_gptq(payloads[name], factor, bits, self._settings.block_size, threads=self._threads)
+                results |= {source.name + VALUES: blocks.values, source.name + SCALES: blocks.scales}
+                rounded[name] = dequantize_blocks(QuantizedBlocks(*blocks), bits)
+        if self._settings.flows_quantized and segment is not self.parts[-1]:
+            self._flow(session, segment, rounded, states, own)
+        return results
+
+    def _moments(
+        self, session: GraphSession, segment: Segment, inputs: dict[ir.Value, list[ir.Node]],
+        payloads: dict[str, np.ndarray], states: np.ndarray | None, own: str,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """X'X of each input value, float64 [K, K]; writes the states behind the segment when full layers make them."""
+        names = [value.name or "" for value in inputs]
+        moments: dict[str, np.ndarray] = {}
+        exits = None if self._settings.flows_quantized else segment.exit.name
+        written = None
+        for start, stop, feeds in self._batches(segment, states):
+            outputs = session.run({**feeds, **payloads}, [*names, *([exits] if exits else [])])
+            if exits is not None:
+                written = self._written(written, outputs.pop(), start, stop)
+            for name, x in zip(names, outputs, strict=True):
+                flat = x.reshape(-1, x.shape[-1])
+                product = (flat.T @ flat).astype(np.float64)
+                moments[name] = moments[name] + product if name in moments else product
+        if written is not None:
+            self._record.keep_states(written, own)
+        return moments
+
+    def _flow(
+        self, session: GraphSession, segment: Segment, payloads: dict[str, np.ndarray], states: np.ndarray | None,
+        own: str,
+    ) -> None:  # fmt: skip
+        written = None
+        for start, stop, feeds in self._batches(segment, states):
+            (x,) = session.run({**feeds, **payloads}, [segment.exit.name or ""])
+            written = self._written(written, x, start, stop)
+        assert written is not None
+        self._record.keep_states(written, own)
+
+    def _written(self, states: np.memmap | None, x: np.ndarray, start: int, stop: int) -> np.memmap:
+        if states is None:
+            states = self._record.new_states((len(self._tokens), *x.shape[1:]))
+        states[start:stop] = x
+        return states
+
+    def _batches(self, segment: Segment, states: np.ndarray | None) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+        """Row ranges and what they feed to the graph beside weights: tokens or states, and an empty cache."""
+        rows, length = self._tokens.shape
+        step = max(1, BATCH_TOKENS // length)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            feeds = {
+                "input_ids": self._tokens[start:stop],
+                "past_lengths": np.zeros(stop - start, np.int64),
+                "lengths": np.full(stop - start, length, np.int64),
+            }
+            for index, layer in enumerate(self._network.info.cache):
+                empty = np.zeros((stop - start, layer.num_kv_heads, length, layer.head_size), np.float32)
+                feeds |= {f"past_key.{index}": empty, f"past_value.{index}": empty}
+            if segment.entry is not None:
+                assert states is not None
+                feeds[segment.entry.name or ""] = np.ascontiguousarray(states[start:stop])
+            yield start, stop, feeds
+
+    def _grouped(self, segment: Segment) -> dict[ir.Value, list[ir.Node]]:
+        """The linears to quantize, by the value that they read."""
+        groups: dict[ir.Value, list[ir.Node]] = {}
+        for linear in segment.linears:
+            source, value = weight_source(linear), linear.inputs[0]
+            if source is not None and value is not None and source.name in self._settings.bits:
+                groups.setdefault(value, []).append(linear)
+        return groups
+
+
+def weight_source(linear: ir.Node) -> Source | None:
+    """The checkpoint tensor that a linear's weight is; None when it is made of more."""
+    weight = weight_of(linear.inputs[1])
+    return source_of(weight.recipe) if weight is not None else None
+
+
+def source_of(recipe: Recipe) -> Source | None:
+    """The checkpoint tensor that a weight is, but for its type; None when it is made of more."""
+    while isinstance(recipe, Cast):
+        recipe = recipe.of
+    return recipe if isinstance(recipe, Source) else None
