@@ -32,6 +32,7 @@ class BuildConfig(BaseModel):
     target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantization: str | None = None
+    dequantize: bool = False
     group_size: Literal[16, 32, 64, 128, 256] | None = None
     weight_scales: WeightScales | None = None
     exclude_modules: tuple[str, ...] = ()
@@ -77,6 +78,8 @@ class BuildConfig(BaseModel):
             raise ValueError("quantization_bits is a budget of the quantization MIXED_PRECISION")
         if mixed and self.quantization_bits is None and not self.quantized_layers:
             raise ValueError("MIXED_PRECISION needs quantization_bits or quantized_layers")
+        if self.dequantize and self.quantization is not None:
+            raise ValueError(f"dequantize asks for full precision, quantization for {self.quantization}")
         if self.max_input_len and self.max_seq_len and self.max_input_len > self.max_seq_len:
             raise ValueError(f"max_input_len {self.max_input_len} exceeds max_seq_len {self.max_seq_len}")
         if self.opt_batch_size and self.opt_batch_size > self.max_batch_size:

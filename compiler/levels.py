@@ -8,6 +8,7 @@ from trtllm.passes.cleanup import FoldConstants, RemoveDeadCode, ShareCommonSube
 from trtllm.passes.decompose_attention import DecomposeAttention
 from trtllm.passes.fuse_add_norm import FuseAddNorm
 from trtllm.passes.inline_dialect import InlineDialect
+from trtllm.passes.keep_quantization import KeepQuantization
 from trtllm.passes.lower_attention import LowerAttention
 from trtllm.passes.lower_cached_attention import LowerCachedAttention
 from trtllm.passes.lower_linear import LowerLinear
@@ -21,6 +22,7 @@ from trtllm.passes.select_tokens import SelectLastToken
 # What the build asks for, at every level: which logits, which weights.
 O0: tuple[type[Pass], ...] = (
     SelectLastToken,
+    KeepQuantization,
     QuantizeWeights,
 )
 
@@ -28,6 +30,7 @@ O0: tuple[type[Pass], ...] = (
 O1: tuple[type[Pass], ...] = (
     SelectLastToken,
     FuseAddNorm,
+    KeepQuantization,
     QuantizeWeights,
     ShareCommonSubexpressions,
     RemoveDeadCode,
@@ -39,6 +42,7 @@ O2: tuple[type[Pass], ...] = (
     PackQkv,
     PackGateUp,
     FuseAddNorm,
+    KeepQuantization,
     QuantizeWeights,
     ShareCommonSubexpressions,
     RemoveDeadCode,

@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.checkpoints.stored import stored_quantizations
 from trtllm.checkpoints.pruned import pruned_hashes
 from trtllm.compiler.cache_record import cache_record
 from trtllm.compiler.calibration.calibrate import Calibration
@@ -185,7 +186,7 @@ def compile_network(
     notes += _unread_note(builder)
     build = clamp(build, network.info, notes)
     verify(network.graph, after="the model builder")
-    context = PassContext(build, target.capabilities, notes=notes, calibrated=calibration.weights)
+    context = PassContext(build, target.capabilities, notes=notes, stored=stored_quantizations(checkpoint.tensors), calibrated=calibration.weights)
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
     check_graph(network.graph, target.capabilities)
     for note in notes:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Recipe
+from trtllm.checkpoints.stored import StoredQuantization
 from trtllm.compiler.ir.builder import GraphBuilder
 from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.network import Network
@@ -45,6 +46,8 @@ class PassContext:
     near_misses: list[NearMiss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What the user should be told of the result, for example layers kept in full precision."""
+    stored: Mapping[str, StoredQuantization] = field(default_factory=dict)
+    """What the tensors that the checkpoint holds quantized are stored as, by name."""
     calibrated: Mapping[str, CalibratedWeight] = field(default_factory=dict)
     """The integers and scales that calibration has chosen for checkpoint tensors, by name."""
 

@@ -15,6 +15,7 @@ from trtllm.passes.base import Pass, PassContext, builder_before, only_user, rep
 
 MICROSOFT = "com.microsoft"
 CPU = "trtllm.cpu"
+_DEQUANTIZATIONS = ("DequantizeLinear", "DequantizeBlocks")
 
 
 class LowerLinear(Pass):
@@ -25,6 +26,7 @@ class LowerLinear(Pass):
     Linear(x, DequantizeLinear(V, S))       becomes  QuantizedLinear(x, V', S')   where the target has it, with a packed
                                                      gated activation before it moved inside
                                             or       MatMulNBits(x, V', S')
+    Linear(x, DequantizeBlocks(V, S, O))    becomes  QuantizedLinear(x, V', S', O')
 
     A target that has Linear itself (a product by a transposed matrix) keeps it; a head becomes one and its epilogue.
 
@@ -58,10 +60,11 @@ def _product(b: GraphBuilder, node: ir.Node, context: PassContext, *, rounds_act
     assert x is not None and matrix is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     dequantize = matrix.producer()
-    if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
+    if dequantize is not None and dequantize.op_type in _DEQUANTIZATIONS and context.capabilities.packed_int4:
         has_kernel = rounds_activations and context.capabilities.has("QuantizedLinear", CPU)
         if has_kernel and _is_tileable(x, dequantize):
             return _tiled_product(b, node, x, dequantize, bias)
+    if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
         return _bits_product(b, x, dequantize, bias, accuracy=4 if rounds_activations else 1)
     weight = weight_of(matrix)
     if weight is not None and len(matrix.uses()) > 1:
@@ -108,11 +111,19 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
     assert values is not None and scales is not None and isinstance(scales.recipe, Cast)
     out_features, in_features = values.recipe.shape
     tiles = b.weight(f"{values.name}_tiles", TiledValues(values.recipe))
-    tile_scales = b.weight(f"{scales.name}_tiles", TiledScales(scales.recipe.of))
+    inputs: list[ir.Value | None] = [tiles, b.weight(f"{scales.name}_tiles", TiledScales(scales.recipe.of))]
+    offset = {}
+    if dequantize.op_type == "DequantizeBlocks":
+        offsets = weight_of(dequantize.inputs[2])
+        assert offsets is not None
+        inputs += [bias, b.weight(f"{offsets.name}_tiles", TiledScales(offsets.recipe))]
+        offset["offset"] = _OFFSETS[attributes_of(dequantize)["offset"]]
+    elif bias is not None:
+        inputs.append(bias)
     gate, operand = _gate_before(node, x)
     return b.op(
         "QuantizedLinear",
-        [operand, tiles, tile_scales] if bias is None else [operand, tiles, tile_scales, bias],
+        [operand, *inputs],
         (*dims(x)[:-1], out_features),
         ir.DataType.FLOAT,
         domain=CPU,
@@ -121,9 +132,11 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
         N=out_features,
         bits=values.recipe.dtype.bits,
         gate=gate,
+        **offset,
     )
 
 
+_OFFSETS = {"minimum": 1, "zero_point": 2}
 _GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 

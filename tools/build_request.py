@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm.config import BuildConfig
 
 BUILD_FIELDS = (
-    "target", "dtype", "quantization", "optimization_level", "max_batch_size", "max_input_len", "max_seq_len",
+    "target", "dtype", "quantization", "dequantize", "optimization_level", "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
     "compute_capabilities",

@@ -128,6 +128,10 @@ def _attention(node: ir.Node, attributes: Mapping[str, Any]) -> Results:
     return [([batch, sequence, width], _type(node, 0)), cache, cache]
 
 
+def _dequantize(node: ir.Node, _: Mapping[str, Any]) -> Results:
+    return [(_shape(node, 0), _type(node, 1))]
+
+
 def _gated(node: ir.Node, _: Mapping[str, Any]) -> Results:
     shape = _shape(node, 0)
     if len(node.inputs) == 1 or node.inputs[1] is None:
@@ -230,6 +234,12 @@ _LIST = (
     Operator(
         "SelectTokens", ("x", "lengths"), ("y",), {}, _select,
         "The last valid token of each row: x[b, lengths[b] - 1], [B, 1, H].",
+    ),
+    Operator(
+        "DequantizeBlocks", ("values", "scales", "offsets"), ("weight",), {"block_size": REQUIRED, "offset": REQUIRED},
+        _dequantize,
+        "Integers [N, K] with scales and offsets [N, K / block_size]: scale * value + offset when offset is 'minimum', "
+        "scale * (value - offset) when it is 'zero_point'. An int4 value v stands for v + 8.",
     ),
     Operator(
         "LogitsHead", ("x", "weight", "bias?"), ("logits",), {"softcap": 0.0, "scale": 1.0}, _head,

@@ -282,6 +282,26 @@ def _mean_of_valid(b: GraphBuilder, states: ir.Value, lengths: ir.Value) -> ir.V
     return b.op("Div", [total, b.op("Unsqueeze", [count, b.constant([1])], (batch, 1))])
 
 
+def _dequantize_blocks(b: GraphBuilder, x: Inputs, a: Mapping[str, Any]) -> list[ir.Value]:
+    values, scales, offsets = x
+    rows, columns = dims(values)
+    dtype = dtype_of(scales)
+    integers = b.op("Cast", [values], None, dtype, to=dtype)
+    if dtype_of(values) == ir.DataType.INT4:
+        integers = b.op("Add", [integers, b.constant(8, DTYPES[dtype])])
+    blocks = (rows, *dims(scales)[1:], a["block_size"])
+    integers = b.op("Reshape", [integers, b.constant([int(extent) for extent in blocks])], blocks)
+    scales, offsets = (
+        b.op("Unsqueeze", [b.op("Cast", [value], None, dtype, to=dtype), b.constant([2])], (*dims(value), 1))
+        for value in (scales, offsets)
+    )
+    if a["offset"] == "zero_point":
+        weights = b.op("Mul", [b.op("Sub", [integers, offsets]), scales])
+    else:
+        weights = b.op("Add", [b.op("Mul", [integers, scales]), offsets])
+    return [b.op("Reshape", [weights, b.constant([int(rows), int(columns)])], (rows, columns))]
+
+
 def _like(b: GraphBuilder, number: float, value: ir.Value) -> ir.Value:
     """A scalar constant of the value's float type."""
     return b.constant(number, DTYPES[dtype_of(value)])
@@ -304,6 +324,7 @@ BODIES: Mapping[str, Body] = {
     "MoE": _moe,
     "Split": _split,
     "SelectTokens": _select_tokens,
+    "DequantizeBlocks": _dequantize_blocks,
     "LogitsHead": _logits_head,
     "Pool": _pool,
 }

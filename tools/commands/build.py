@@ -54,6 +54,10 @@ def build(
     quantization: Annotated[
         Text, typer.Option("--quantization", "-q", help="Weight-only: W8A16, W4A16.", show_default="none")
     ] = None,
+    dequantize: Annotated[
+        Flag,
+        typer.Option("--dequantize/--no-dequantize", help="Full precision of a checkpoint that is stored quantized."),
+    ] = None,
     optimization_level: Annotated[
         Number, typer.Option("--optimization-level", "-O", help="-O0, -O1 or -O2: how much is fused.", show_default="2")
     ] = None,
