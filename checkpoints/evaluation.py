@@ -201,7 +201,7 @@ class RecipeReader:
 
     def _quantized_rows(self, recipe: QuantizedValues, start: int, stop: int) -> np.ndarray:
         values, scales = self._quantize(recipe, start, stop)
-        key = QuantizedScales(recipe.of, recipe.bits, recipe.block_size, recipe.scale_dtype)
+        key = QuantizedScales(recipe.of, recipe.bits, recipe.block_size, recipe.scale_dtype, recipe.search)
         self._scales.setdefault(key, {})[start] = scales
         return values
 
@@ -226,6 +226,7 @@ class RecipeReader:
                 recipe.bits,
                 recipe.block_size,
                 recipe.scale_dtype.value,
+                search=recipe.search,
                 threads=self._threads,
             )
         except ValueError as error:

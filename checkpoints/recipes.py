@@ -6,7 +6,7 @@ round-trips through JSON, and is evaluated by `trtllm.checkpoints.evaluation`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
@@ -217,6 +217,8 @@ class QuantizedValues(_Unary):
     bits: int
     block_size: int
     scale_dtype: DType
+    search: bool = False
+    """Whether 4-bit blocks take the scales of least squared error."""
 
     @property
     def dtype(self) -> DType:
@@ -231,6 +233,7 @@ class QuantizedScales(_Unary):
     bits: int
     block_size: int
     scale_dtype: DType
+    search: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -406,8 +409,9 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     if cls is None:
         raise ValueError(f"unknown recipe step {data.get('step')!r}")
     known = {field.name for field in fields(cls)}
+    needed = {field.name for field in fields(cls) if field.default is MISSING}
     given = {key: value for key, value in data.items() if key != "step"}
-    if given.keys() != known:
+    if not needed <= given.keys() <= known:
         raise ValueError(f"recipe step '{cls.step}' has fields {sorted(given)}, expected {sorted(known)}")
     return cls(**{key: _decode(key, value) for key, value in given.items()})
 

@@ -27,6 +27,8 @@ class Treatment:
 
     bits: int
     block_size: int
+    search: bool = False
+    """Whether scales are searched."""
     calibrated: Mapping[str, CalibratedWeight] | None = None
     """The integers and scales that calibration has chosen, by the tensor's name; None where it has not."""
 
@@ -122,9 +124,11 @@ def _part_treatment(node: ir.Node, part: Recipe, context: PassContext) -> Treatm
     if bits is None:
         return None
     assert build.quantization is not None
-    block_size = build.group_size or SCHEMES[build.quantization].block_size
+    scheme = SCHEMES[build.layer_plan.override(module) or build.quantization]
+    search = bits == 4 and (build.weight_scales or scheme.weight_scales) == "search"
+    block_size = build.group_size or scheme.block_size
     is_chosen = isinstance(part, Source) and not is_head and part.name in context.calibrated
-    return Treatment(bits, block_size, context.calibrated if is_chosen else None)
+    return Treatment(bits, block_size, search, context.calibrated if is_chosen else None)
 
 
 def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
@@ -204,7 +208,7 @@ def _quantized_recipes(weight: Weight, treatment: Treatment, compute: DType) -> 
     source = without_casts(weight.recipe)
     if treatment.calibrated is None:
         half = DType.FLOAT16 if compute is DType.FLOAT32 else compute
-        details = (source, treatment.bits, treatment.block_size, half)
+        details = (source, treatment.bits, treatment.block_size, half, treatment.search)
         return QuantizedValues(*details), QuantizedScales(*details)
     found = [treatment.calibrated[part.name] for part in _parts(source) if isinstance(part, Source)]
     if len(found) == 1:
