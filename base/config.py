@@ -24,7 +24,8 @@ class BuildConfig(BaseModel):
     `exclude_modules` are globs over module names that keep full precision, `quantized_layers` maps such globs to other
     schemes, `quantization_bits` is the average of a MIXED_PRECISION in bits per weight. Calibration reads `calib_size`
     samples of `calib_max_seq_length` tokens of `calib_dataset`, a JSONL or text file (None: the text that comes with
-    the package), and keeps its progress in `calib_dir`.
+    the package), and keeps its progress in `calib_dir`. `kv_cache_quant_algo` is the format of stored keys and values;
+    None: what the graph computes in.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class BuildConfig(BaseModel):
     calib_max_seq_length: int = Field(512, ge=2)
     calib_dir: str | None = None
     calib_inputs: Literal["quantized", "full"] = "quantized"
+    kv_cache_quant_algo: Literal["INT8", "FP8"] | None = None
     optimization_level: Literal[0, 1, 2] = 2
 
     max_batch_size: int = Field(8, ge=1, le=65536)

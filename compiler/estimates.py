@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import DEFAULT_CHUNK_BYTES
 from trtllm.checkpoints.working_memory import chunk_memory
 from trtllm.compiler.compiled import Compiled
+from trtllm.compiler.ir.builder import dims, dtype_of
 from trtllm.compiler.ir.network import TOKENS_PER_BLOCK
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import DTYPES, Weight
@@ -112,11 +115,11 @@ def cache_nbytes_per_token(compiled: Compiled, layers: Iterable[int] | None = No
     """Bytes that a token of one sequence takes in the caches of all layers, or of those given."""
     cache = compiled.network.info.cache
     chosen = range(len(cache)) if layers is None else layers
-    return sum(2 * cache[i].num_kv_heads * cache[i].head_size * _cache_bits(compiled) // 8 for i in chosen)
+    inputs = {value.name: value for value in compiled.network.graph.inputs}
+    return sum(2 * _row_bytes(inputs[f"past_key.{i}"]) for i in chosen)
 
 
-def _cache_bits(compiled: Compiled) -> int:
-    for value in compiled.network.graph.inputs:
-        if (value.name or "").startswith("past_key") and value.dtype is not None:
-            return DTYPES[value.dtype].bits
-    return compiled.dtype.bits
+def _row_bytes(cache: ir.Value) -> int:
+    """Bytes of one token in a cache [blocks or rows, kv heads, tokens, elements]."""
+    _, heads, _, elements = dims(cache)
+    return DTYPES[dtype_of(cache)].byte_size(int(heads) * int(elements))

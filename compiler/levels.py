@@ -17,6 +17,7 @@ from trtllm.passes.lower_norm import LowerAddNorm
 from trtllm.passes.pack import PackGateUp, PackQkv
 from trtllm.passes.pack_tokens import PackTokens
 from trtllm.passes.quantize import QuantizeWeights
+from trtllm.passes.quantize_cache import QuantizeCache
 from trtllm.passes.select_tokens import SelectLastToken
 
 # What the build asks for, at every level: which logits, which weights.
@@ -53,6 +54,7 @@ LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
 # Legalization: the target's own operators where it has them, standard ones elsewhere. Read from its table.
 LEGALIZE: tuple[type[Pass], ...] = (
     PackTokens,
+    QuantizeCache,
     LowerCachedAttention,
     LowerAttention,
     LowerAddNorm,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm.config import BuildConfig
 
 BUILD_FIELDS = (
-    "target", "dtype", "quantization", "dequantize", "optimization_level", "max_batch_size", "max_input_len", "max_seq_len",
+    "target", "dtype", "quantization", "dequantize", "kv_cache_quant_algo", "optimization_level", "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
     "compute_capabilities",
@@ -72,7 +72,17 @@ class BuildRequest:
             values["compute_capabilities"] = tuple(filter(None, capabilities.replace(" ", "").split(",")))
         if str(values.get("quantization")).lower() in _NO_QUANTIZATION:
             values["quantization"] = None
+        cache = values.pop("kv_cache_dtype", None)
+        values["kv_cache_quant_algo"] = _cache_algorithm(values.get("kv_cache_quant_algo") or cache)
         return build_config(values)
+
+
+def _cache_algorithm(name: Any) -> str | None:
+    """A kv_cache_quant_algo in any case, or the reference's kv_cache_dtype. Raises UsageError."""
+    known = {"auto": None, "int8": "INT8", "fp8": "FP8"}
+    if name is not None and str(name).lower() not in known:
+        raise UsageError(f"unknown kv_cache_dtype {nearest(str(name), known)}", f"known: {', '.join(known)}")
+    return known["auto" if name is None else str(name).lower()]
 
 
 def _level(name: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from trtllm.dtypes import DType
 
 TARGET_OPTIONS = (
-    "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level", "compute_capabilities"
+    "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level", "compute_capabilities",
+    "kv_cache_quant_algo",
 )  # fmt: skip
 """Fields of BuildConfig that speak to one kind of engine."""
 

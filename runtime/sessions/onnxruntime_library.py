@@ -12,7 +12,7 @@ from trtllm.compiler.engine import ENGINE, Engine
 from trtllm.compiler.stripping import refuse_stripped
 from trtllm.errors import TargetError
 
-NUMPY_TYPES = {"FLOAT": np.float32, "FLOAT16": np.float16, "INT64": np.int64, "INT32": np.int32}
+NUMPY_TYPES = {"FLOAT": np.float32, "FLOAT16": np.float16, "INT64": np.int64, "INT32": np.int32, "UINT8": np.uint8}
 """By the name that config.json gives a graph input's type."""
 
 

@@ -54,6 +54,15 @@ def build(
     quantization: Annotated[
         Text, typer.Option("--quantization", "-q", help="Weight-only: W8A16, W4A16.", show_default="none")
     ] = None,
+    kv_cache_quant_algo: Annotated[
+        Text,
+        typer.Option(
+            "--kv-cache-dtype",
+            "--kv-cache-quant-algo",
+            help="Of stored keys and values: auto, int8, fp8.",
+            show_default="auto",
+        ),
+    ] = None,
     dequantize: Annotated[
         Flag,
         typer.Option("--dequantize/--no-dequantize", help="Full precision of a checkpoint that is stored quantized."),

@@ -17,6 +17,8 @@ CAPABILITIES = Capabilities(
             "com.microsoft::MatMulNBits",
             "trtllm.cpu::CachedAttention",
             "trtllm.cpu::PagedAttention",
+            "trtllm.cpu::PagedAttentionInt8",
+            "trtllm.cpu::PagedAttentionFloat8",
             "trtllm.cpu::QuantizedLinear",
             "com.microsoft::MoE",
             "com.microsoft::QMoE",
@@ -30,4 +32,5 @@ CAPABILITIES = Capabilities(
     external_weights=True,
     static_cache=False,
     packed_int4=True,
+    options={"kv_cache_quant_algo": frozenset({"INT8", "FP8"})},
 )

@@ -28,6 +28,7 @@ CAPABILITIES = Capabilities(
         "compute_capabilities": frozenset({"75", "80", "86", "89", "120", "121"}),
     },
     refusals={
+        "kv_cache_quant_algo": "its layer that extends the cache in place has no quantized form that attention reads",
         "strip_plan": "without a GPU TensorRT-RTX 1.7 fails to build plans without weights",
         "compute_capabilities 90": "TensorRT-RTX does not run on H100 and H200",
         "compute_capabilities 9.0": "TensorRT-RTX does not run on H100 and H200; write 8.6 as 86",
