@@ -67,6 +67,9 @@ inline float nearest_e2m1(float value) {
 inline constexpr float kE2M1[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f,
                                     -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
-inline float e8m0_value(std::uint8_t byte) { return std::ldexp(1.0f, int(byte) - 127); }
+// 2^(byte - 127), which is no normal float where the byte is 0.
+inline float e8m0_value(std::uint8_t byte) {
+    return std::bit_cast<float>(std::max(std::uint32_t(byte) << 23, 0x00400000u));
+}
 
 }  // namespace trtllm

@@ -15,6 +15,7 @@ SOURCES = {
     "attention": ("attention", "attention_plan"),
     "attention_cache": ("attention", "attention_plan"),
     "quantized_linear": ("quantized_linear",),
+    "scaled_linear": ("scaled_linear", "activation_rounding", "quantized_linear"),
 }
 
 
