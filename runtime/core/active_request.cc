@@ -62,6 +62,16 @@ void ActiveRequest::take_prompt_rows(const float *logits, std::int32_t first, st
     }
 }
 
+void ActiveRequest::forget_prompt_rows() {
+    num_prompt_rows_ = 0;
+    metrics.num_computed_prompt_tokens = 0;
+    prompt_logprobs_.clear();
+    top_prompt_logprobs_.clear();
+    if (!context_logits_) return;
+    context_logits_->rows = 0;
+    context_logits_->values.clear();
+}
+
 void ActiveRequest::start() {
     if (is_beam_search()) {
         beams_.emplace(request_.decoding, request_.input_token_ids, max_generated_, vocab_size_);

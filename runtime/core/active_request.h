@@ -42,6 +42,8 @@ public:
 
     // Logits of prompt tokens [first, first + count), row after row; those seen before are skipped.
     void take_prompt_rows(const float *logits, std::int32_t first, std::int32_t count, DecodeScratch &scratch);
+    // The prompt is computed from its beginning again, with other weights.
+    void forget_prompt_rows();
     // The prompt is computed: from here on there are sequences, or beams.
     void start();
 

@@ -38,6 +38,8 @@ const ExecutorConfig &Executor::config() const { return loop_->config(); }
 
 void Executor::between_steps(const std::function<void()> &work) { loop_->between_steps(work); }
 
+void Executor::exchange(const std::function<void()> &work, InFlight in_flight) { loop_->exchange(work, in_flight); }
+
 void Executor::clear_reusable_cache() { loop_->clear_reusable_cache(); }
 
 void Executor::check() { loop_->check(); }

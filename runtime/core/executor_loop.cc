@@ -201,6 +201,7 @@ void Executor::Loop::run() {
         try {
             take_inbox();
             apply_time_limits();
+            run_exchanges();
             deliver();
             if (scheduler_.has_work()) step();
         } catch (const std::exception &error) {  // nobody may wait for ever, whatever went wrong
@@ -216,9 +217,11 @@ bool Executor::Loop::wait_for_work() {
     const auto backlog = [this] { return static_cast<std::int64_t>(responses_.size()) > config_.max_pending_responses; };
     wake_loop_.wait(lock, [&] {
         const bool can_step = !requests_.empty() && (!backlog() || is_closing_);
-        return can_step || !inbox_.empty() || is_closing_;
+        const bool can_exchange = requests_.empty() && !exchanges_.empty();
+        return can_step || can_exchange || !inbox_.empty() || is_closing_;
     });
-    return !is_closing_ || (!cancels_on_close_ && (!requests_.empty() || !inbox_.empty()));
+    const bool has_work = !requests_.empty() || !inbox_.empty() || !exchanges_.empty();
+    return !is_closing_ || (!cancels_on_close_ && has_work);
 }
 
 void Executor::Loop::take_inbox() {
@@ -231,6 +234,7 @@ void Executor::Loop::take_inbox() {
         admit(taken.requests[index].first, std::move(taken.requests[index].second), taken.arrivals[index].first);
     for (const auto &stop : taken.stops) apply_stop(stop);
     for (auto &work : taken.work) work();
+    for (auto &exchange : taken.exchanges) exchanges_.push_back(std::move(exchange));
 }
 
 void Executor::Loop::admit(RequestId id, Request request, double arrived_ms) {
@@ -366,6 +370,10 @@ void Executor::Loop::close() {
         settle(request);
     }
     deliver();
+    for (auto &exchange : exchanges_)
+        exchange.done.set_exception(
+            std::make_exception_ptr(RequestError("the executor has been shut down", "make a new one")));
+    exchanges_.clear();
     const std::scoped_lock lock(mutex_);
     has_ended_ = true;
     wake_callers_.notify_all();

@@ -36,6 +36,7 @@ public:
     std::vector<KvCacheEvent> take_kv_cache_events();
     bool can_enqueue() const;
     void between_steps(const std::function<void()> &work);
+    void exchange(const std::function<void()> &work, InFlight in_flight);
     void check();
     void clear_reusable_cache();
     void shutdown(ShutdownMode mode);
@@ -49,12 +50,19 @@ private:
         RequestId id;
         std::int32_t sequence;  // -1: the whole request
     };
+    // Work that changes the weights, and what it waits for.
+    struct Exchange {
+        std::function<void()> work;
+        InFlight in_flight;
+        std::promise<void> done;
+    };
     struct Inbox {
         std::vector<std::pair<RequestId, Request>> requests;
         std::vector<std::pair<double, RequestId>> arrivals;
         std::vector<Stop> stops;
         std::vector<std::packaged_task<void()>> work;
-        bool empty() const { return requests.empty() && stops.empty() && work.empty(); }
+        std::vector<Exchange> exchanges;
+        bool empty() const { return requests.empty() && stops.empty() && work.empty() && exchanges.empty(); }
     };
     // Logits that one sequence goes on with: of its newest token, then of the drafts after it, row after row.
     struct Turn {
@@ -72,6 +80,8 @@ private:
     void admit(RequestId id, Request request, double arrived_ms);
     void apply_stop(const Stop &stop);
     void apply_time_limits();
+    void run_exchanges();
+    void forget_caches();
     void step();
     void propose_drafts();
     void note_plan(const StepPlan &plan);
@@ -122,6 +132,7 @@ private:
     StepBuilder builder_;
     std::unordered_map<RequestId, std::unique_ptr<ActiveRequest>> requests_;
     std::multimap<double, RequestId> deadlines_;
+    std::deque<Exchange> exchanges_;
     std::shared_ptr<DraftProposer> proposer_;
     DecodeScratch scratch_;
     std::deque<std::vector<float>> spare_rows_;

@@ -201,6 +201,27 @@ void Scheduler::remove(RequestId id, std::int64_t now_ms, bool keep) {
     if (ScheduledRequest *request = books_->find(id)) books_->erase(*request, now_ms, keep);
 }
 
+void Scheduler::hold(bool holds) { books_->hold(holds); }
+
+Scheduler::Restart Scheduler::restart_all(std::int64_t now_ms) {
+    if (books_->num_rows_in_step() > 0 || books_->num_active_beam_searches() > 0) {
+        throw std::logic_error("restart_all() within a step, or with a beam search in flight");
+    }
+    Restart outcome;
+    const std::vector<ScheduledRequest *> active = books_->active();
+    for (ScheduledRequest *request : active) {
+        books_->pause(*request, now_ms, false);
+        // What is computed again is longer than the prompt, and so may be its chunks.
+        const std::int32_t most_cached = request->max_length - 1;
+        const std::int32_t chunk =
+            std::max(std::min(config().max_num_tokens, most_cached), 1 + config().max_draft_tokens);
+        request->blocks_per_sequence = books_->cache().blocks_for(most_cached, chunk);
+        outcome.restarted.push_back(request->id);
+        if (!planner_->capacity().could_ever_hold(*request)) outcome.too_large.push_back(request->id);
+    }
+    return outcome;
+}
+
 bool Scheduler::has_work() const { return !books_->queue().empty() || !books_->active().empty(); }
 
 bool Scheduler::contains(RequestId id) const { return books_->find(id) != nullptr; }
@@ -239,6 +260,8 @@ std::int64_t Scheduler::num_queued() const { return static_cast<std::int64_t>(bo
 std::int64_t Scheduler::num_active() const { return static_cast<std::int64_t>(books_->active().size()); }
 
 std::int64_t Scheduler::num_paused() const { return books_->num_paused(); }
+
+std::int64_t Scheduler::num_active_beam_searches() const { return books_->num_active_beam_searches(); }
 
 const SchedulerConfig &Scheduler::config() const { return books_->config(); }
 

@@ -89,6 +89,16 @@ public:
     // With `keep` false its blocks are not kept for reuse (their content is unknown after a failed step).
     void remove(RequestId id, std::int64_t now_ms, bool keep = true);
 
+    // While held, no request leaves the queue for the first time; those that were paused do.
+    void hold(bool holds);
+    // Every request in flight goes back to the queue, and nothing it had computed is kept for reuse. No beam search may
+    // be in flight.
+    struct Restart {
+        std::vector<RequestId> restarted;
+        std::vector<RequestId> too_large;  // of them: they can never start again
+    };
+    Restart restart_all(std::int64_t now_ms);
+
     bool has_work() const;
     bool contains(RequestId id) const;
     RequestStage stage(RequestId id) const;
@@ -105,6 +115,7 @@ public:
     std::int64_t num_queued() const;    // not started, or paused
     std::int64_t num_active() const;    // requests in flight
     std::int64_t num_paused() const;    // of the queued ones
+    std::int64_t num_active_beam_searches() const;
     const SchedulerConfig &config() const;
 
     // Proves that the books balance (with the cache's): budgets kept, every running sequence has its blocks, no queued

@@ -46,13 +46,24 @@ void RequestBooks::leave_flight(ScheduledRequest &request) {
     note_change();
 }
 
-void RequestBooks::pause(ScheduledRequest &request, std::int64_t now_ms) {
-    for (ScheduledSequence &sequence : request.sequences) close(sequence, now_ms);
+void RequestBooks::pause(ScheduledRequest &request, std::int64_t now_ms, bool keep) {
+    for (ScheduledSequence &sequence : request.sequences) close(sequence, now_ms, keep);
     leave_flight(request);
     request.was_paused = true;
     request.place = RequestPlace::queued;
     queue_.insert(&request);
     ++num_paused_;
+}
+
+void RequestBooks::hold(bool holds) {
+    if (is_held_ != holds) note_change();
+    is_held_ = holds;
+}
+
+ScheduledRequest *RequestBooks::next_waiting() const {
+    const auto may_leave = [this](const ScheduledRequest *request) { return !is_held_ || request->was_paused; };
+    const auto found = std::find_if(queue_.begin(), queue_.end(), may_leave);
+    return found == queue_.end() ? nullptr : *found;
 }
 
 void RequestBooks::erase(ScheduledRequest &request, std::int64_t now_ms, bool keep) {

@@ -27,7 +27,7 @@ public:
     void enqueue(std::unique_ptr<ScheduledRequest> request);
     // From the queue into flight, and back without its cache.
     void activate(ScheduledRequest &request);
-    void pause(ScheduledRequest &request, std::int64_t now_ms);
+    void pause(ScheduledRequest &request, std::int64_t now_ms, bool keep = true);
     void erase(ScheduledRequest &request, std::int64_t now_ms, bool keep);
     void finish(ScheduledRequest &request, ScheduledSequence &sequence, std::int64_t now_ms);
 
@@ -42,6 +42,10 @@ public:
     void plan_row(ScheduledSequence &sequence);
     void answer_row(ScheduledSequence &sequence);
 
+    // While held, only paused requests may leave the queue.
+    void hold(bool holds);
+    // The first request that may leave the queue; null when there is none.
+    ScheduledRequest *next_waiting() const;
     const Queue &queue() const { return queue_; }
     const std::vector<ScheduledRequest *> &active() const { return active_; }  // the most important first
     const std::unordered_map<RequestId, std::unique_ptr<ScheduledRequest>> &requests() const { return requests_; }
@@ -72,6 +76,7 @@ private:
     std::int32_t num_active_beam_searches_ = 0;
     std::int32_t num_rows_in_step_ = 0;
     std::int64_t num_changes_ = 0;
+    bool is_held_ = false;
 };
 
 }  // namespace trtllm::executor

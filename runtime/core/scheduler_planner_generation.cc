@@ -70,9 +70,9 @@ std::int32_t StepPlanner::next_context_tokens() const {
             if (sequence.is_catching_up()) return smallest(sequence.catch_up_end - sequence.num_computed);
         }
     }
-    if (books_.queue().empty() || books_.num_slots_taken() >= config_.max_batch_size) return 0;
+    const ScheduledRequest *first = books_.next_waiting();
+    if (first == nullptr || books_.num_slots_taken() >= config_.max_batch_size) return 0;
     if (config_.capacity_scheduler_policy == CapacitySchedulerPolicy::static_batch) return 0;
-    const ScheduledRequest *first = *books_.queue().begin();
     if (first->arrival == refused_ && books_.num_changes() == refused_at_) return 0;
     return smallest(first->sequences.front().size());
 }
@@ -99,7 +99,7 @@ bool StepPlanner::open_sibling(ScheduledRequest &request, ScheduledSequence &seq
     }
     if (parent == nullptr) return open_by_tokens(request, sequence);
     if (parent->num_computed < request.prompt_length) return true;  // later: the prompt is computed once
-    if (request.was_paused) {  // what the sequence had computed may still be there, beyond the prompt
+    if (request.was_paused && !capacity_.is_promised(request)) {  // what the sequence had computed may still be there, beyond the prompt
         const std::int32_t reusable = books_.cache().count_reusable_tokens(sequence.tokens, request.cache.key);
         if (std::min(reusable, request.cache.max_reuse_tokens) > request.prompt_length) {
             return open_by_tokens(request, sequence);

@@ -8,9 +8,9 @@
 namespace trtllm::executor {
 
 void StepPlanner::start_waiting() {
-    while (!books_.queue().empty() && budget_ > 0) {
-        ScheduledRequest &request = **books_.queue().begin();
-        if (!may_start(request) || !start(request)) return;
+    while (budget_ > 0) {
+        ScheduledRequest *request = books_.next_waiting();
+        if (request == nullptr || !may_start(*request) || !start(*request)) return;
     }
 }
 

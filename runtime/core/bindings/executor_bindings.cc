@@ -217,6 +217,17 @@ public:
         });
     }
 
+    void exchange(nb::object work, bool recompute) {
+        const auto held = hold(std::move(work));
+        const nb::gil_scoped_release unlock;
+        executor_->exchange(
+            [held] {
+                const nb::gil_scoped_acquire lock;
+                held->object();
+            },
+            recompute ? InFlight::recompute : InFlight::finish);
+    }
+
     template <typename Items>
     static std::vector<std::string> jsons(const Items &items) {
         std::vector<std::string> result;
@@ -411,6 +422,7 @@ void bind_executor_class(nb::module_ &module) {
     cls.def("trace_json", [](P &self) { return self.executor().trace_json(); });
     cls.def("can_enqueue_requests", [](P &self) { return self.executor().can_enqueue_requests(); });
     cls.def("between_steps", &P::between_steps, nb::arg("work"));
+    cls.def("exchange", &P::exchange, nb::arg("work"), nb::arg("recompute"));
     cls.def("clear_reusable_cache", [](P &self) { self.executor().clear_reusable_cache(); }, unlocked);
     cls.def("check", [](P &self) { self.executor().check(); }, unlocked);
     cls.def(

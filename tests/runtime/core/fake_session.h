@@ -40,6 +40,7 @@ public:
     struct Cell {
         TokenId token = -1;
         std::int64_t position = -1;
+        std::uint64_t seed = 0;  // the model that computed it
     };
 
     explicit FakeSession(SessionInfo info, std::uint64_t seed = 1) : info_(std::move(info)), seed_(seed) {
@@ -71,6 +72,9 @@ public:
         if (after_step) after_step(batch, logits_);
         return logits_.data();
     }
+
+    // Other weights, for the steps to come.
+    void set_seed(std::uint64_t seed) { seed_ = seed; }
 
     std::function<void(const StepBatch &)> before_step;                      // may throw, or sleep
     std::function<void(const StepBatch &, std::vector<float> &)> after_step;  // may spoil logits
@@ -111,7 +115,7 @@ private:
             require(position < info_.max_seq_len, "a sequence is too long");
             const auto token = static_cast<TokenId>(batch.tokens[static_cast<std::size_t>(place)]);
             require(token >= 0 && token < info_.vocab_size, "a token is outside the vocabulary");
-            for (std::size_t group = 0; group < cells_.size(); ++group) cell(batch, group, row, position) = {token, position};
+            for (std::size_t group = 0; group < cells_.size(); ++group) cell(batch, group, row, position) = {token, position, seed_};
         }
     }
 
@@ -123,6 +127,7 @@ private:
                 const auto window = info_.cache.groups[group].window;
                 if (window > 0 && place <= position - window) continue;
                 const Cell &found = cell(batch, group, row, place);
+                if (found.seed != seed_) throw std::runtime_error("fake session: a cache row is of other weights");
                 if (found.position != place) throw std::runtime_error("fake session: a cache row is not there");
                 if (group > 0 && found.token != tokens[static_cast<std::size_t>(place)])
                     throw std::runtime_error("fake session: two groups disagree");

@@ -185,6 +185,9 @@ struct ExecutorConfig {
 
 enum class ShutdownMode { finish, cancel };
 
+// What becomes of requests under way when the engine's weights change: they end before, or their cache is computed anew.
+enum class InFlight { finish, recompute };
+
 class Executor {
 public:
     Executor(std::shared_ptr<Session> session, ExecutorConfig config);
@@ -215,6 +218,13 @@ public:
 
     // Runs `work` on the executor's thread between two steps, and returns when it is done; rethrows what it throws.
     void between_steps(const std::function<void()> &work);
+    // Changes what the session computes with: runs `work` on the executor's thread between two steps, forgets the cache
+    // that is kept for reuse, and returns. No step ever sees a cache of the old weights with the new ones.
+    // finish: requests under way end first, and those that wait go on waiting.
+    // recompute: requests under way go on with the tokens they have, whose cache is computed anew; beam searches, which
+    // cannot be interrupted, end first.
+    // Rethrows what `work` throws; then everything goes on as it was.
+    void exchange(const std::function<void()> &work, InFlight in_flight);
     // Forgets the cache that is kept for reuse (the weights have changed).
     void clear_reusable_cache();
     // Proves that the books balance; when idle, that every block came back. Throws std::logic_error.
