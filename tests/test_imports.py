@@ -21,7 +21,9 @@ FLOORS = {
     "trtllm.compiler.models": 4,
     "trtllm.runtime": 4,
     "trtllm.compiler.pipeline": 5,
+    "trtllm.compiler.pruning": 5,  # measures with sessions what it prunes
     "trtllm.compiler.engine_cache": 5,
+    "trtllm.compiler.refit": 5,
     "trtllm.tools": 6,
 }
 # Pairs that stand on the same or a lower floor and still do not know each other.
@@ -33,6 +35,8 @@ STRANGERS = {
 DOORS = {
     # LLM("org/model") builds an engine; a machine that only runs engines never opens this door.
     ("trtllm.runtime.opening", "trtllm.compiler.engine_cache"),
+    # LLM.refit makes the weights anew before it loads them.
+    ("trtllm.runtime.refitting", "trtllm.compiler.refit"),
 }
 # Foreign library -> the only rooms that import it.
 LIBRARY_ROOMS = {

@@ -6,10 +6,13 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import QuantizedScales, QuantizedValues, Recipe
@@ -54,28 +57,47 @@ def in_file_order(weights: Iterable[Weight], sources: Iterable[str]) -> list[Wei
 
 
 def write_weights(
-    path: Path,
-    weights: list[Weight],
-    reader: RecipeReader,
-    progress: Progress,
-    offsets: Mapping[str, int] | None = None,
+    path: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
 ) -> tuple[list[WeightEntry], str]:
-    """Writes every weight at its `layout` offset, or that of `offsets`. Returns the entries and the file's sha256."""
-    offsets = layout(weights) if offsets is None else offsets
-    made: list[tuple[Weight, Any]] = []
-    with path.open("wb", buffering=0) as file, _Output(file, reader.chunk_bytes) as output:
-        for weight in weights:
-            output.pad(offsets[weight.name or ""])
-            digest = hashlib.sha256()
-            for chunk in reader.chunks(weight.recipe):
+    """Writes every weight at its `layout` offset. Returns the entries and the file's sha256."""
+    offsets = layout(weights)
+    pieces = (
+        Piece(weight.name or "", offsets[weight.name or ""], weight.recipe.nbytes, reader.chunks(weight.recipe))
+        for weight in weights
+    )
+    digests, whole = write_pieces(path, pieces, reader.chunk_bytes, progress)
+    entries = [
+        _entry(weight, digests[weight.name or ""], path.name, offsets[weight.name or ""]) for weight in weights
+    ]
+    return entries, whole
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A weight to be written: its place in the file, and its payload in chunks."""
+
+    name: str
+    offset: int
+    nbytes: int
+    chunks: Iterable[np.ndarray]
+
+
+def write_pieces(
+    path: Path, pieces: Iterable[Piece], budget: int, progress: Progress
+) -> tuple[dict[str, str], str]:
+    """Writes pieces, given by rising offset. Returns the sha256 of each and of the file; `budget` bytes may wait."""
+    digests: dict[str, Any] = {}
+    with path.open("wb", buffering=0) as file, _Output(file, budget) as output:
+        for piece in pieces:
+            output.pad(piece.offset)
+            digest = digests[piece.name] = hashlib.sha256()
+            for chunk in piece.chunks:
                 payload = chunk.reshape(-1).view("u1").data
                 output.put(payload, digest)
                 progress.advance(payload.nbytes)
-            assert output.end - offsets[weight.name or ""] == weight.recipe.nbytes, weight.name
-            made.append((weight, digest))
+            assert output.end - piece.offset == piece.nbytes, piece.name
         output.drain()
-    entries = [_entry(weight, digest.hexdigest(), path.name, offsets[weight.name or ""]) for weight, digest in made]
-    return entries, output.whole.hexdigest()
+    return {name: digest.hexdigest() for name, digest in digests.items()}, output.whole.hexdigest()
 
 
 class _Output:
