@@ -11,7 +11,7 @@ import typer
 
 from trtllm.errors import UsageError
 from trtllm.tools.command_line import Action, run
-from trtllm.tools.prune_request import PruneRequest
+from trtllm.tools.prune_request import PruneRequest, RewriteRequest
 
 NAME = "trtllm-prune"
 EPILOG = """\b
@@ -40,13 +40,25 @@ def prune(
     restore: Annotated[
         Text, typer.Option(metavar="SOURCE", help="Put back what was taken out, from a checkpoint or an engine.")
     ] = None,
+    method: Annotated[Text, typer.Option(help="Make weights zero: magnitude, or wanda (by the text's inputs).")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="The share of zeros.", show_default="0.5")] = None,
+    structure: Annotated[Text, typer.Option(metavar="N:M", help="N of each M inputs stay: 2:4.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads of a layer that stay.")] = None,
+    mlp_channels: Annotated[int | None, typer.Option(help="Channels of an MLP that stay.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers that stay.")] = None,
+    calib_dataset: Annotated[
+        Text, typer.Option(metavar="FILE", help="Text to measure on: JSON lines or plain.", show_default="built in")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Of a model with less in it: huggingface or trtllm.")] = "huggingface",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken out, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
-    """Take the weights out of a checkpoint or an engine, remembering their hashes.
+    """Take the weights out of a checkpoint or an engine, remembering their hashes; or make a model smaller for good.
 
     trtllm-prune ./checkpoint --output-dir checkpoint.pruned
+
+    trtllm-prune ./model --output-dir smaller --layers 24
     """
     if path is not None and checkpoint_dir is not None and path != checkpoint_dir:
         raise UsageError(f"two directories are given: {path} and {checkpoint_dir}", "prune one at a time")
@@ -56,6 +68,7 @@ def prune(
     if restore is not None and (prune_all or include or exclude or dry_run):
         raise UsageError("--restore puts back everything", "leave out --prune-all, --include, --exclude and --dry-run")
     request = PruneRequest(
+        command=NAME,
         path=Path(chosen),
         output_dir=output_dir,
         include=tuple(include or ()),
@@ -64,6 +77,7 @@ def prune(
         restore=restore,
         dry_run=dry_run,
         quiet=quiet,
+        rewrite=RewriteRequest.of(method, sparsity, structure, heads, mlp_channels, layers, calib_dataset, format),
     )
     return request.perform
 
