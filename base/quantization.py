@@ -51,13 +51,43 @@ class MixedPrecision:
     """Layers of several weight-only schemes; `choices` are their bits, from which a budget is spent."""
 
     name: str
-    choices: tuple[int, ...] = (4, 8, 16)
+    choices: tuple[int, ...] = (4, 8)
     block_size: int = 32
     head_bits: int = 8
     weight_scales: WeightScales = "search"
 
 
-Scheme = WeightOnly | CalibratedWeightOnly | MixedPrecision
+ScaleOf = Literal["tensor", "channel", "block"]
+"""What shares a scale of a weight: all of it, one output, or a block."""
+RoundedPer = Literal["none", "tensor", "token", "block"]
+"""What shares a scale of activations: nothing is rounded, all (the scale is calibrated), one token, or a block of it."""
+
+
+@dataclass(frozen=True)
+class ScaledFormat:
+    """Weights in a small format with floating scales, and activations rounded to the same format before each product.
+
+    Blocks are 128 x 128 weights and 128 activations of e4m3; 16 of either for e2m1, whose scales are e4m3 themselves
+    (32 weights and powers of two where activations stay as they are). `smoothing` is the share of the activations'
+    range that moves into the weights, None for none. The vocabulary head stays out: it takes `head_bits` in blocks.
+    """
+
+    name: str
+    element: Literal["e4m3", "int8", "e2m1"]
+    weights: ScaleOf
+    activations: RoundedPer
+    smoothing: float | None = None
+    block_size: int = 32
+    head_bits: int = 8
+    weight_scales: WeightScales = "absmax"
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether a build must measure activations first."""
+        return self.activations == "tensor" or self.smoothing is not None or self.name == "NVFP4"
+
+
+Scheme = WeightOnly | CalibratedWeightOnly | MixedPrecision | ScaledFormat
 """Every kind of scheme. A new kind joins this union, and its values join the table below."""
 
 
@@ -74,12 +104,18 @@ SCHEMES: Mapping[str, Scheme] = _table(
     CalibratedWeightOnly("W4A16_GPTQ", bits=4, method="gptq"),
     CalibratedWeightOnly("W8A16_GPTQ", bits=8, method="gptq"),
     MixedPrecision("MIXED_PRECISION"),
+    ScaledFormat("FP8", "e4m3", "tensor", "tensor"),
+    ScaledFormat("FP8_PER_CHANNEL_PER_TOKEN", "e4m3", "channel", "token"),
+    ScaledFormat("FP8_BLOCK_SCALES", "e4m3", "block", "block"),
+    ScaledFormat("W8A8", "int8", "channel", "token"),
+    ScaledFormat("W8A8_SQ_PER_CHANNEL", "int8", "channel", "tensor", smoothing=0.5),
+    ScaledFormat("W8A8_SQ_PER_TENSOR_PLUGIN", "int8", "tensor", "tensor", smoothing=0.5),
+    ScaledFormat("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "int8", "channel", "token", smoothing=0.5),
+    ScaledFormat("W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN", "int8", "channel", "tensor", smoothing=0.5),
+    ScaledFormat("W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN", "int8", "tensor", "token", smoothing=0.5),
+    ScaledFormat("NVFP4", "e2m1", "block", "block"),
+    ScaledFormat("W4A16_MXFP4", "e2m1", "block", "none"),
 )
-
-
-def needs_calibration(scheme: Scheme) -> bool:
-    """Whether a build must run the graph on text before it can quantize."""
-    return isinstance(scheme, CalibratedWeightOnly)
 
 
 @dataclass(frozen=True)

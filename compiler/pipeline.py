@@ -120,13 +120,18 @@ def prepare_build(
     tokenizer: object | None = None,
     progress: Progress | None = None,
     dump_dir: Path | None = None,
+    calibrates: bool = True,
 ) -> Prepared:
-    """Everything of a build but the writing: nothing appears at `output_dir`."""
+    """Everything of a build but the writing: nothing appears at `output_dir`.
+
+    Without `calibrates` it is good for a plan only: weights that calibration would choose are rounded plainly.
+    """
     progress = progress or Silent()
     check_free(output_dir.absolute())
     target_named(build.target).library_version()
     checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
-    calibration = calibrated(checkpoint, build, progress, threads=limits.threads if limits is not None else 0)
+    threads = limits.threads if limits is not None else 0
+    calibration = calibrated(checkpoint, build, progress, threads=threads) if calibrates else Calibration()
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **calibration.tensors})
     compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir, calibration=calibration)
     return Prepared(checkpoint, compiled, plan_compiled(checkpoint, compiled, output_dir=output_dir, limits=limits))
@@ -186,7 +191,13 @@ def compile_network(
     notes += _unread_note(builder)
     build = clamp(build, network.info, notes)
     verify(network.graph, after="the model builder")
-    context = PassContext(build, target.capabilities, notes=notes, stored=stored_quantizations(checkpoint.tensors), calibrated=calibration.weights)
+    context = PassContext(
+        build,
+        target.capabilities,
+        notes=notes,
+        stored=stored_quantizations(checkpoint.tensors),
+        calibrated=calibration.weights,
+    )
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
     check_graph(network.graph, target.capabilities)
     for note in notes:

@@ -99,7 +99,7 @@ def module_bits(build: BuildConfig, module: str, *, is_head: bool) -> int | None
     override = plan.override(module)
     scheme = SCHEMES[override or build.quantization]
     if isinstance(scheme, MixedPrecision):
-        return None
+        return scheme.head_bits if is_head and build.quantization_bits is not None else None
     return scheme.head_bits if is_head and override is None else scheme.bits
 
 
@@ -121,14 +121,16 @@ def _part_treatment(node: ir.Node, part: Recipe, context: PassContext) -> Treatm
     sources = part.sources()
     module = (node.name or "") if is_head or not sources else module_name(sources[0])
     bits = module_bits(build, module, is_head=is_head)
+    chosen = context.calibrated.get(part.name) if isinstance(part, Source) and not is_head else None
+    if chosen is not None:
+        bits = chosen.values.dtype.bits
     if bits is None:
         return None
     assert build.quantization is not None
     scheme = SCHEMES[build.layer_plan.override(module) or build.quantization]
     search = bits == 4 and (build.weight_scales or scheme.weight_scales) == "search"
     block_size = build.group_size or scheme.block_size
-    is_chosen = isinstance(part, Source) and not is_head and part.name in context.calibrated
-    return Treatment(bits, block_size, search, context.calibrated if is_chosen else None)
+    return Treatment(bits, block_size, search, context.calibrated if chosen is not None else None)
 
 
 def _parts(recipe: Recipe) -> tuple[Recipe, ...]:

@@ -31,8 +31,9 @@ def perform(request: BuildRequest, console: Console) -> int:
     build = request.build_config(console)
     with display_for(console, monitor_memory=request.monitor_memory) as display:
         prepared = prepare_build(
-            request.model, build, request.output_dir, limits=limits, progress=display, dump_dir=request.dump_dir
-        )
+            request.model, build, request.output_dir, limits=limits, progress=display, dump_dir=request.dump_dir,
+            calibrates=not request.plan_only,
+        )  # fmt: skip
         engine = None if request.plan_only else _write(request, prepared, limits, display)
     misses = [miss for miss in prepared.compiled.near_misses if miss.pass_name == request.why]
     _show(request, console, prepared, misses)

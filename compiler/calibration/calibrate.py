@@ -18,7 +18,7 @@ from trtllm.checkpoints.recipes import Cast, Recipe, Source, Stored
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.compiler.calibration.record import SCALES, VALUES, CalibrationRecord, chained_key, stored_tensor
 from trtllm.compiler.calibration.rounding import gptq_factor, round_by_gptq
-from trtllm.compiler.calibration.segments import Segment, segments, subgraph
+from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import weight_of
 from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
@@ -86,8 +86,8 @@ def calibrate(
     return Calibration(weights, tensors)
 
 
-def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[bytes]:
-    return [array.tobytes() for _, array in sorted(payloads.items())]
+def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[memoryview]:
+    return [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for _, array in sorted(payloads.items())]
 
 
 def _settings_bytes(settings: CalibrationSettings) -> bytes:
@@ -217,23 +217,16 @@ class _Run:
         return states
 
     def _batches(self, segment: Segment, states: np.ndarray | None) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-        """Row ranges and what they feed to the graph beside weights: tokens or states, and an empty cache."""
+        """Row ranges and what they feed to the graph beside weights."""
         rows, length = self._tokens.shape
         step = max(1, BATCH_TOKENS // length)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            feeds = {
-                "input_ids": self._tokens[start:stop],
-                "past_lengths": np.zeros(stop - start, np.int64),
-                "lengths": np.full(stop - start, length, np.int64),
-            }
-            for index, layer in enumerate(self._network.info.cache):
-                empty = np.zeros((stop - start, layer.num_kv_heads, length, layer.head_size), np.float32)
-                feeds |= {f"past_key.{index}": empty, f"past_value.{index}": empty}
-            if segment.entry is not None:
-                assert states is not None
-                feeds[segment.entry.name or ""] = np.ascontiguousarray(states[start:stop])
-            yield start, stop, feeds
+            yield (
+                start,
+                stop,
+                segment_feeds(self._network, segment, self._tokens[start:stop], _rows(states, start, stop)),
+            )
 
     def _grouped(self, segment: Segment) -> dict[ir.Value, list[ir.Node]]:
         """The linears to quantize, by the value that they read."""
@@ -243,6 +236,10 @@ class _Run:
             if source is not None and value is not None and source.name in self._settings.bits:
                 groups.setdefault(value, []).append(linear)
         return groups
+
+
+def _rows(states: np.ndarray | None, start: int, stop: int) -> np.ndarray | None:
+    return None if states is None else np.ascontiguousarray(states[start:stop])
 
 
 def weight_source(linear: ir.Node) -> Source | None:

@@ -9,19 +9,26 @@ import numpy as np
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.calibration.calibrate import Calibration, CalibrationSettings, calibrate, weight_source
+from trtllm.compiler.calibration.measure import measure
 from trtllm.compiler.calibration.segments import segments
+from trtllm.compiler.calibration.sensitivity import bits_with_scales, spend
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import network_hash
 from trtllm.config import BuildConfig
 from trtllm.environment import cache_root
-from trtllm.errors import UnsupportedModelError
+from trtllm.errors import UnsupportedModelError, UsageError
 from trtllm.passes.quantize import module_name
 from trtllm.progress import Progress
-from trtllm.quantization import SCHEMES, CalibratedWeightOnly
+from trtllm.quantization import SCHEMES, CalibratedWeightOnly, MixedPrecision
+
+MEASURED_TOKENS = 2048
+"""Tokens on which layers' sensitivity is measured."""
 
 
 def wants_calibration(build: BuildConfig) -> bool:
     """Whether the build's scheme, or that of one of its layers, is chosen by calibration text."""
+    if build.quantization_bits is not None:
+        return True
     names = {build.quantization, *build.quantized_layers.values()} - {None}
     return any(isinstance(SCHEMES[name], CalibratedWeightOnly) for name in names if name is not None)
 
@@ -32,8 +39,9 @@ def calibrate_build(
 ) -> Calibration:  # fmt: skip
     """Calibrates the linears that the build wants so. Raises UnsupportedModelError when the graph cannot be cut."""
     scheme = SCHEMES[build.quantization or ""]
+    reader = RecipeReader(checkpoint.tensors, threads=threads)
     settings = CalibrationSettings(
-        bits=_calibrated_bits(network, build),
+        bits=_bits(network, reader, build, tokens, progress, threads),
         block_size=build.group_size or scheme.block_size,
         flows_quantized=build.calib_inputs == "quantized",
     )
@@ -44,23 +52,57 @@ def calibrate_build(
         )
     folder = Path(build.calib_dir).expanduser() if build.calib_dir else _folder(network, checkpoint, build)
     progress.note(f"calibration on {tokens.size} tokens, kept in {folder}")
-    reader = RecipeReader(checkpoint.tensors, threads=threads)
     return calibrate(network, reader, tokens, settings, folder, progress, threads=threads)
 
 
+def _bits(
+    network: Network, reader: RecipeReader, build: BuildConfig, tokens: np.ndarray, progress: Progress, threads: int
+) -> dict[str, int]:
+    """Bits of each weight that is calibrated; a budget of bits is spent where layers are most sensitive."""
+    fixed = _calibrated_bits(network, build)
+    if build.quantization_bits is None:
+        return fixed
+    scheme = SCHEMES[build.quantization or ""]
+    assert isinstance(scheme, MixedPrecision)
+    block_size = build.group_size or scheme.block_size
+    names = [name for name in _linear_weights(network, build) if build.layer_plan.override(module_name(name)) is None]
+    rows = max(1, MEASURED_TOKENS // tokens.shape[1])
+    layers = measure(network, reader, tokens[:rows], names, scheme.choices, block_size, progress, threads=threads)
+    chosen = spend(layers, build.quantization_bits, block_size)
+    spent = sum(layers[name].elements * bits_with_scales(bits, block_size) for name, bits in chosen.items())
+    average = spent / max(1, sum(layer.elements for layer in layers.values()))
+    counts = ", ".join(f"{list(chosen.values()).count(bits)} of {bits} bits" for bits in scheme.choices)
+    progress.note(f"{average:.2f} bits per weight of {len(chosen)} linear layers: {counts}")
+    if average > build.quantization_bits:
+        least = bits_with_scales(min(scheme.choices), block_size)
+        raise UsageError(
+            f"quantization_bits {build.quantization_bits} is less than the {least} bits that the smallest layers take",
+            f"give {least} or more: scales count",
+        )
+    return fixed | chosen
+
+
+def _linear_weights(network: Network, build: BuildConfig) -> list[str]:
+    """Names of the linear weights that may be quantized at all."""
+    scheme = SCHEMES[build.quantization or ""]
+    block = build.group_size or scheme.block_size
+    sources = [weight_source(linear) for segment in segments(network) for linear in segment.linears]
+    return [
+        source.name
+        for source in sources
+        if source is not None
+        and len(source.shape) == 2
+        and source.shape[1] % block == 0
+        and not build.layer_plan.excludes(module_name(source.name))
+    ]
+
+
 def _calibrated_bits(network: Network, build: BuildConfig) -> dict[str, int]:
-    bits: dict[str, int] = {}
-    for segment in segments(network):
-        for linear in segment.linears:
-            source = weight_source(linear)
-            if source is None or len(source.shape) != 2:
-                continue
-            module = module_name(source.name)
-            scheme = SCHEMES[build.layer_plan.override(module) or build.quantization or ""]
-            block = build.group_size or scheme.block_size
-            wanted = isinstance(scheme, CalibratedWeightOnly) and not build.layer_plan.excludes(module)
-            if wanted and isinstance(scheme, CalibratedWeightOnly) and source.shape[1] % block == 0:
-                bits[source.name] = scheme.bits
+    bits = {}
+    for name in _linear_weights(network, build):
+        scheme = SCHEMES[build.layer_plan.override(module_name(name)) or build.quantization or ""]
+        if isinstance(scheme, CalibratedWeightOnly):
+            bits[name] = scheme.bits
     return bits
 
 

@@ -82,7 +82,7 @@ class CalibrationRecord:
         return self.folder / f"states-{key[:24]}.npy"
 
 
-def chained_key(before: str, *parts: bytes) -> str:
+def chained_key(before: str, *parts: bytes | memoryview) -> str:
     """sha256 in hex of a key and what came to it."""
     digest = hashlib.sha256(before.encode())
     for part in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import OPSET
@@ -108,3 +109,22 @@ def subgraph(network: Network, segment: Segment, outputs: list[ir.Value]) -> tup
         graph.append(clone)
     graph.outputs.extend(copies[value] for value in outputs)
     return Network(ir.Model(graph, ir_version=network.model.ir_version), network.info), weights
+
+
+def segment_feeds(
+    network: Network, segment: Segment, tokens: np.ndarray, states: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """What a segment's graph reads beside weights: tokens int64 [B, S] or states [B, S, H], and an empty cache."""
+    rows, length = tokens.shape
+    feeds = {
+        "input_ids": tokens,
+        "past_lengths": np.zeros(rows, np.int64),
+        "lengths": np.full(rows, length, np.int64),
+    }
+    for index, layer in enumerate(network.info.cache):
+        empty = np.zeros((rows, layer.num_kv_heads, length, layer.head_size), np.float32)
+        feeds |= {f"past_key.{index}": empty, f"past_value.{index}": empty}
+    if segment.entry is not None:
+        assert states is not None
+        feeds[segment.entry.name or ""] = states
+    return feeds
