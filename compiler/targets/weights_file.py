@@ -6,8 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,18 +56,20 @@ def in_file_order(weights: Iterable[Weight], sources: Iterable[str]) -> list[Wei
 
 
 def write_weights(
-    path: Path, weights: list[Weight], reader: RecipeReader, progress: Progress
+    path: Path,
+    weights: list[Weight],
+    reader: RecipeReader,
+    progress: Progress,
+    offsets: Mapping[str, int] | None = None,
 ) -> tuple[list[WeightEntry], str]:
-    """Writes every weight at its `layout` offset. Returns the entries and the file's sha256."""
-    offsets = layout(weights)
+    """Writes every weight at its `layout` offset, or that of `offsets`. Returns the entries and the file's sha256."""
+    offsets = layout(weights) if offsets is None else offsets
     pieces = (
         Piece(weight.name or "", offsets[weight.name or ""], weight.recipe.nbytes, reader.chunks(weight.recipe))
         for weight in weights
     )
     digests, whole = write_pieces(path, pieces, reader.chunk_bytes, progress)
-    entries = [
-        _entry(weight, digests[weight.name or ""], path.name, offsets[weight.name or ""]) for weight in weights
-    ]
+    entries = [_entry(weight, digests[weight.name or ""], path.name, offsets[weight.name or ""]) for weight in weights]
     return entries, whole
 
 
@@ -82,9 +83,7 @@ class Piece:
     chunks: Iterable[np.ndarray]
 
 
-def write_pieces(
-    path: Path, pieces: Iterable[Piece], budget: int, progress: Progress
-) -> tuple[dict[str, str], str]:
+def write_pieces(path: Path, pieces: Iterable[Piece], budget: int, progress: Progress) -> tuple[dict[str, str], str]:
     """Writes pieces, given by rising offset. Returns the sha256 of each and of the file; `budget` bytes may wait."""
     digests: dict[str, Any] = {}
     with path.open("wb", buffering=0) as file, _Output(file, budget) as output:
