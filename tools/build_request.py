@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from trtllm.config import BuildConfig
 
 BUILD_FIELDS = (
-    "target", "dtype", "quantization", "dequantize", "kv_cache_quant_algo", "optimization_level", "max_batch_size", "max_input_len", "max_seq_len",
+    "target", "dtype", "quantization", "dequantize", "kv_cache_quant_algo", "optimization_level",
+    "weight_scales", "exclude_modules", "quantized_layers", "quantization_bits", "group_size", "calib_dataset", "calib_size",
+    "calib_max_seq_length", "calib_inputs", "calib_dir", "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
     "compute_capabilities",
@@ -70,6 +72,10 @@ class BuildRequest:
         capabilities = values.get("compute_capabilities")
         if isinstance(capabilities, str):
             values["compute_capabilities"] = tuple(filter(None, capabilities.replace(" ", "").split(",")))
+        if isinstance(values.get("exclude_modules"), str):
+            values["exclude_modules"] = tuple(filter(None, values["exclude_modules"].replace(" ", "").split(",")))
+        if isinstance(values.get("quantized_layers"), str):
+            values["quantized_layers"] = _schemes_by_layer(values["quantized_layers"])
         if str(values.get("quantization")).lower() in _NO_QUANTIZATION:
             values["quantization"] = None
         cache = values.pop("kv_cache_dtype", None)
@@ -83,6 +89,14 @@ def _cache_algorithm(name: Any) -> str | None:
     if name is not None and str(name).lower() not in known:
         raise UsageError(f"unknown kv_cache_dtype {nearest(str(name), known)}", f"known: {', '.join(known)}")
     return known["auto" if name is None else str(name).lower()]
+
+
+def _schemes_by_layer(text: str) -> dict[str, str]:
+    """`*.v_proj=W8A16,lm_head=W4A16` as a mapping. Raises UsageError."""
+    pairs = [item.split("=") for item in text.replace(" ", "").split(",") if item]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"'{text}' is no list of layers and schemes", "write PATTERN=SCHEME, separated by commas")
+    return {pattern: scheme for pattern, scheme in pairs}
 
 
 def _level(name: str) -> str:

@@ -52,7 +52,10 @@ def build(
         Text, typer.Option(help="auto (the target's best), float32, float16, bfloat16.", show_default="auto")
     ] = None,
     quantization: Annotated[
-        Text, typer.Option("--quantization", "-q", help="Weight-only: W8A16, W4A16.", show_default="none")
+        Text,
+        typer.Option(
+            "--quantization", "-q", help="W8A16, W4A16, W4A16_GPTQ, W8A16_GPTQ, MIXED_PRECISION.", show_default="none"
+        ),
     ] = None,
     kv_cache_quant_algo: Annotated[
         Text,
@@ -66,6 +69,32 @@ def build(
     dequantize: Annotated[
         Flag,
         typer.Option("--dequantize/--no-dequantize", help="Full precision of a checkpoint that is stored quantized."),
+    ] = None,
+    weight_scales: Annotated[
+        Text,
+        typer.Option(help="Of 4-bit blocks: absmax, or search (least squared error).", show_default="the scheme's"),
+    ] = None,
+    exclude_modules: Annotated[
+        Text, typer.Option(metavar="PATTERNS", help="Layers kept in full precision: lm_head,*.v_proj.")
+    ] = None,
+    quantized_layers: Annotated[
+        Text, typer.Option(metavar="PATTERN=SCHEME,...", help="Layers of other schemes: *.v_proj=W8A16.")
+    ] = None,
+    quantization_bits: Annotated[
+        float | None, typer.Option(help="MIXED_PRECISION: average bits per weight of the linear layers, such as 5.0.")
+    ] = None,
+    group_size: Annotated[Number, typer.Option(help="Weights that share a scale.", show_default="32")] = None,
+    calib_dataset: Annotated[
+        Text, typer.Option(metavar="FILE", help="JSON lines with a text field, or plain text.", show_default="built in")
+    ] = None,
+    calib_size: Annotated[Number, typer.Option(help="Samples of calibration text.", show_default="64")] = None,
+    calib_max_seq_length: Annotated[Number, typer.Option(help="Tokens of a sample.", show_default="512")] = None,
+    calib_inputs: Annotated[
+        Text,
+        typer.Option(help="A layer sees what quantized or full layers before it make.", show_default="quantized"),
+    ] = None,
+    calib_dir: Annotated[
+        Text, typer.Option(metavar="DIR", help="Keeps a calibration's progress.", show_default="the user's cache")
     ] = None,
     optimization_level: Annotated[
         Number, typer.Option("--optimization-level", "-O", help="-O0, -O1 or -O2: how much is fused.", show_default="2")
