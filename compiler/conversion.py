@@ -94,9 +94,9 @@ def convert_checkpoint(
     progress = progress or Silent()
     layout = checked_layout(checkpoint, tp_size, pp_size, parallel_embedding=parallel_embedding)
     target = None if dtype == "auto" else _float_type(dtype)
-    tensors = full_tensors(_without_tied_head(checkpoint), layout, checkpoint.source)
+    tensors = full_tensors(without_tied_head(checkpoint), layout, checkpoint.source)
     tensors = [replace(tensor, recipe=_cast(tensor.recipe, target)) for tensor in tensors]
-    ranks = _by_rank(tensors, layout, tied=is_tied(checkpoint.architecture, checkpoint.config))
+    ranks = tensors_by_rank(tensors, layout, tied=is_tied(checkpoint.architecture, checkpoint.config))
     reader = RecipeReader(checkpoint.tensors, threads=threads)
     with writing(output_dir) as writer:
         total = sum(spec_of(name, shard).nbytes for shards in ranks for name, shard in shards)
@@ -104,7 +104,7 @@ def convert_checkpoint(
         written = {}
         for rank, shards in enumerate(ranks):
             name = f"rank{rank}.safetensors"
-            stored = [StoredTensor(spec_of(key, shard), _Chunks(reader, shard)) for key, shard in shards]
+            stored = [StoredTensor(spec_of(key, shard), ShardChunks(reader, shard)) for key, shard in shards]
             written[name] = write_safetensors(writer.folder / name, stored, progress)
             writer.file_hashes[name] = written[name].sha256
         name = target.value if target is not None else _usual_type(tensors)
@@ -172,13 +172,13 @@ def _usual_type(tensors: list[FullTensor]) -> str:
     return Counter(tensor.recipe.dtype.value for tensor in tensors).most_common(1)[0][0]
 
 
-def _without_tied_head(checkpoint: Checkpoint) -> dict[str, Any]:
+def without_tied_head(checkpoint: Checkpoint) -> dict[str, Any]:
     """The tensors but for a head that is the embedding's matrix."""
     tied = is_tied(checkpoint.architecture, checkpoint.config)
     return {name: tensor for name, tensor in checkpoint.tensors.items() if not (tied and name == "lm_head.weight")}
 
 
-def _by_rank(tensors: list[FullTensor], layout: Layout, *, tied: bool) -> list[list[tuple[str, Shard]]]:
+def tensors_by_rank(tensors: list[FullTensor], layout: Layout, *, tied: bool) -> list[list[tuple[str, Shard]]]:
     """What each rank holds, by the names in its file. A tied head is written where its rank lacks the embedding."""
     mapping = layout.mapping
     ranks: list[list[tuple[str, Shard]]] = [[] for _ in range(mapping.world_size)]
@@ -202,7 +202,7 @@ def spec_of(name: str, shard: Shard) -> TensorSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chunks:
+class ShardChunks:
     """The payload of a shard: its recipe's, then zeros."""
 
     reader: RecipeReader

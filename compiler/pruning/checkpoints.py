@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,19 @@ from trtllm.checkpoints.pruned import CHECKPOINT_MANIFEST, PRUNED, PrunedTensor,
 from trtllm.checkpoints.recipes import Cast
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.checkpoints.safetensors_writer import StoredTensor, write_safetensors
-from trtllm.checkpoints.trtllm_tensors import full_tensors, shards_of
-from trtllm.compiler.conversion import checked_layout, write_checkpoint_manifest
+from trtllm.checkpoints.trtllm_config import is_tied
+from trtllm.checkpoints.trtllm_shards import Shard
+from trtllm.checkpoints.trtllm_tensors import full_tensors
+from trtllm.compiler.conversion import (
+    ShardChunks,
+    checked_layout,
+    spec_of,
+    tensors_by_rank,
+    without_tied_head,
+    write_checkpoint_manifest,
+)
 from trtllm.compiler.engine import EngineWriter, writing
+from trtllm.dtypes import DType
 from trtllm.errors import BadInputError, UnsupportedModelError, UsageError
 from trtllm.progress import Progress
 
@@ -200,18 +210,19 @@ def _converted(files: CheckpointFiles, checkpoint: Any) -> dict[str, dict[str, S
     layout = checked_layout(
         checkpoint, mapping["tp_size"], mapping["pp_size"], parallel_embedding=config["use_parallel_embedding"]
     )
-    reader, result = RecipeReader(checkpoint.tensors), {name: {} for name in files.files}
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != "lm_head.weight"}
-    if any("lm_head.weight" in tensors for tensors in files.files.values()) and "lm_head.weight" in checkpoint.tensors:
-        tensors = dict(checkpoint.tensors)
-    for tensor in full_tensors(tensors, layout, checkpoint.source):
-        stage = layout.mapping.stage_of(tensor.placed, layout.num_layers)
-        name = f"{layout.mapping.local_name(tensor.placed, layout.family, layout.num_layers)}.{tensor.ending}"
-        for place, shard in enumerate(shards_of(tensor, layout)):
-            file = f"rank{stage * layout.mapping.tp_size + place}.safetensors"
-            if name in files.files[file] and shard.recipe is not None and not shard.padding:
-                wanted = files.files[file][name].spec.dtype
-                recipe = shard.recipe if shard.recipe.dtype is wanted else Cast(shard.recipe, wanted)
-                spec = TensorSpec(name, recipe.shape, recipe.dtype)
-                result[file][name] = StoredTensor(spec, lambda recipe=recipe: reader.chunks(recipe))
+    reader = RecipeReader(checkpoint.tensors)
+    tensors = full_tensors(without_tied_head(checkpoint), layout, checkpoint.source)
+    tied = is_tied(checkpoint.architecture, checkpoint.config)
+    result: dict[str, dict[str, StoredTensor]] = {}
+    for rank, shards in enumerate(tensors_by_rank(tensors, layout, tied=tied)):
+        wanted = files.files.get(f"rank{rank}.safetensors", {})
+        result[f"rank{rank}.safetensors"] = {
+            name: _shard(name, shard, wanted[name].spec.dtype, reader) for name, shard in shards if name in wanted
+        }
     return result
+
+
+def _shard(name: str, shard: Shard, dtype: DType, reader: RecipeReader) -> StoredTensor:
+    if shard.recipe is not None and shard.recipe.dtype is not dtype:
+        shard = replace(shard, recipe=Cast(shard.recipe, dtype))
+    return StoredTensor(spec_of(name, shard), ShardChunks(reader, shard))

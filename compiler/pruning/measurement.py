@@ -18,7 +18,7 @@ from trtllm.compiler.ir.weights import weight_of
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.table import builder_for
 from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
-from trtllm.config import BuildConfig
+from trtllm.config import build_config
 from trtllm.dtypes import DType
 from trtllm.errors import UnsupportedModelError
 from trtllm.progress import Progress
@@ -45,7 +45,7 @@ def measure(checkpoint: Checkpoint, tokens: np.ndarray, progress: Progress, *, t
     """Runs int64 tokens [rows, S] through the model in float32, one segment of the graph at a time."""
     length = tokens.shape[1]
     network = builder_for(checkpoint)(
-        ModelBuilder(checkpoint, BuildConfig(max_seq_len=length, max_input_len=length), DType.FLOAT32)
+        ModelBuilder(checkpoint, build_config({"max_seq_len": length, "max_input_len": length}), DType.FLOAT32)
     )
     if network.info.kind != "decoder":
         raise UnsupportedModelError(f"{checkpoint.source} is an encoder", "only decoders are measured on text")

@@ -19,7 +19,7 @@ from trtllm.compiler.engine import check_free, writing
 from trtllm.compiler.pipeline import build_engine
 from trtllm.compiler.pruning.measurement import measure
 from trtllm.compiler.pruning.model import PruningScheme, prune_model
-from trtllm.config import BuildConfig
+from trtllm.config import build_config
 from trtllm.frontends.detect import open_model
 from trtllm.progress import Progress, Silent
 from trtllm.runtime.perplexity import perplexity, scoring_session
@@ -114,7 +114,9 @@ class _Chunks:
 
 def _quality(model: str | Path, checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, threads: int) -> Quality:
     context = tokens.shape[1]
-    build = BuildConfig(dtype="float32", max_seq_len=context, max_batch_size=1, gather_context_logits=True)
+    build = build_config(
+        {"dtype": "float32", "max_seq_len": context, "max_batch_size": 1, "gather_context_logits": True}
+    )
     engine = build_engine(model, folder, build, progress=Silent())
     score = perplexity(engine, tokens.reshape(-1), context, threads=threads or None)
     session: Any = scoring_session(engine, context, threads or None)

@@ -210,3 +210,57 @@ def test_a_killed_run_leaves_nothing_at_the_output(synthetic, tmp_path, command)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_pruned_split_checkpoint_of_a_tied_model_is_restored_from_the_model(tiny_checkpoint, tmp_path, capsys):
+    """Padded rows of the vocabulary and the copies of the tied head are made again."""
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    split = ("--tp-size", "8", "--use-parallel-embedding")
+    run(capsys, convert, 2, model, "--output-dir", tmp_path / "o", *split, says=("cannot share equally",))
+    split = ("--tp-size", "4", "--pp-size", "2", "--use-parallel-embedding")
+    run(capsys, convert, 0, model, "--output-dir", tmp_path / "split", *split)
+    run(capsys, prune, 0, tmp_path / "split", "--output-dir", tmp_path / "pruned", "--prune-all")
+    run(capsys, prune, 0, tmp_path / "pruned", "--output-dir", tmp_path / "restored", "--restore", model)
+    for rank in range(8):
+        name = f"rank{rank}.safetensors"
+        assert (tmp_path / "restored" / name).read_bytes() == (tmp_path / "split" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [(("--layers", "1"), None), (("--mlp-channels", "48"), None), (("--method", "wanda", "--structure", "2:4"), 0)],
+)
+@pytest.mark.parametrize("format", ["huggingface", "trtllm"])
+def test_a_model_is_pruned_for_good_and_reported(tiny_checkpoint, tmp_path, capsys, options, weights, format):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 80)
+    out = tmp_path / "smaller"
+    made = run(
+        capsys, prune, 0, tiny_checkpoint, "--output-dir", out, *options, "--calib-dataset", text, "--format", format
+    )  # fmt: skip
+    before, after = made["before"], made["after"]
+    if weights is None:
+        assert after["parameters"] < before["parameters"] and after["weights_bytes"] < before["weights_bytes"]
+    else:
+        assert after["zeros"] > before["zeros"] + 0.1
+    assert before["perplexity"] > 1 and after["perplexity"] > 1 and after["tokens_per_second"] > 0
+    assert open_model(out).nbytes == after["weights_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--sparsity", "0.5"), "go with --method"),
+        (("--method", "wonda"), "did you mean 'wanda'"),
+        (("--method", "wanda", "--structure", "2-4"), "is no N:M"),
+        (("--method", "wanda", "--structure", "2:4", "--sparsity", "0.5"), "how many weights stay"),
+        (("--layers", "1", "--prune-all"), "either taken out"),
+        (("--layers", "1", "--format", "gguf"), "unknown format"),
+        (("--method", "wanda", "--heads", "2"), "chosen after"),
+    ],
+)
+def test_a_pruning_without_sense_is_refused(tiny_checkpoint, tmp_path, capsys, options, says):
+    run(capsys, prune, 2, tiny_checkpoint, "--output-dir", tmp_path / "o", *options, says=(says,))
+    assert not list(tmp_path.iterdir())

@@ -1,16 +1,13 @@
 """MODEL -> convert -> build equals MODEL -> build, for every family, in any split among ranks."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.conversion import convert_checkpoint
 from trtllm.compiler.pipeline import build_engine
 from trtllm.config import build_config
-from trtllm.errors import BadInputError, UnsupportedModelError, UsageError
 from trtllm.frontends.detect import open_model
 
 
@@ -53,3 +50,19 @@ def test_shards_join_to_the_original(directory, tmp_path, tp_size, pp_size, para
     convert_checkpoint(checkpoint, converted, tp_size=tp_size, pp_size=pp_size, parallel_embedding=parallel_embedding)
     assert len(list(converted.glob("rank*.safetensors"))) == tp_size * pp_size
     same_tensors(directory, converted)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "DistilBert"])
+@pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 1), (2, 2)])
+def test_encoders_are_converted_too(family, tmp_path, tp_size, pp_size):
+    transformers = pytest.importorskip("transformers", reason="makes the models")
+    sizes = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 96, "max_position_embeddings": 40}  # fmt: skip
+    if family == "DistilBert":
+        sizes = {"vocab_size": 128, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96,
+                 "max_position_embeddings": 40}  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path / "model")
+    convert_checkpoint(open_model(tmp_path / "model"), tmp_path / "converted", tp_size=tp_size, pp_size=pp_size)
+    same_tensors(tmp_path / "model", tmp_path / "converted")
+    assert weights_of(tmp_path / "converted", tmp_path / "b") == weights_of(tmp_path / "model", tmp_path / "a")
