@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 BUILD_FIELDS = (
     "target", "dtype", "quantization", "dequantize", "kv_cache_quant_algo", "optimization_level",
-    "weight_scales", "exclude_modules", "quantized_layers", "quantization_bits", "group_size", "calib_dataset", "calib_size",
-    "calib_max_seq_length", "calib_inputs", "calib_dir", "max_batch_size", "max_input_len", "max_seq_len",
+    "weight_scales", "exclude_modules", "quantized_layers", "quantization_bits", "group_size",
+    "calib_dataset", "calib_size", "calib_max_seq_length", "calib_inputs", "calib_dir",
+    "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
     "compute_capabilities",
@@ -96,7 +97,7 @@ def _schemes_by_layer(text: str) -> dict[str, str]:
     pairs = [item.split("=") for item in text.replace(" ", "").split(",") if item]
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError(f"'{text}' is no list of layers and schemes", "write PATTERN=SCHEME, separated by commas")
-    return {pattern: scheme for pattern, scheme in pairs}
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 def _level(name: str) -> str:
