@@ -15,9 +15,8 @@ def refuse_foreign_directory(directory: Path) -> None:
     holds = _Contents(directory)
     if holds("manifest.json") and (holds("*.engine") or holds("config.json")):
         raise UsageError(f"{directory} is an engine directory, a model was expected", "run it, or pass the model")
-    if holds("rank0.safetensors") or holds("rank0.engine"):
-        kind = "TensorRT-LLM checkpoint" if holds("rank0.safetensors") else "TensorRT-LLM engine"
-        _refuse(directory, kind, "pass the Hugging Face model that it was converted from")
+    if holds("rank0.engine"):
+        _refuse(directory, "TensorRT-LLM engine", "pass the Hugging Face model that it was converted from")
     if (holds("context/") and holds("weights/")) or holds("model_config.yaml"):
         _refuse(directory, "NeMo checkpoint", _CONVERT)
     if holds(".metadata") or holds("*.distcp") or holds("common.pt"):

@@ -37,7 +37,6 @@ def test_a_path_that_does_not_exist_is_said_so(tmp_path):
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["config.json", "rank0.safetensors"], "TensorRT-LLM checkpoint"),
         (["config.json", "rank0.engine"], "TensorRT-LLM engine"),
         (["context/model.yaml", "weights/metadata.json"], "NeMo"),
         (["model_config.yaml", "model_weights.ckpt"], "NeMo"),
