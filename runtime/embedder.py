@@ -43,6 +43,7 @@ class Embedder:
         self._vocab_size: int = facts["vocab_size"]
         self._max_batch_size: int = build["max_batch_size"]
         self._max_batch_tokens: int = max(build["max_num_tokens"], self.max_tokens)
+        self._threads = threads
         self._session: Any = open_session(self.engine, threads=threads)
 
     def embed(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -63,6 +64,11 @@ class Embedder:
             tokens, lengths = _padded([sequences[index] for index in batch])
             result[batch] = session.encode(tokens, lengths)
         return result
+
+    def take(self, engine: Engine) -> None:
+        """Goes on with another engine of the same graph; calls under way finish with the old one."""
+        self._live_session()
+        self._session, self.engine = open_session(engine, threads=self._threads), engine
 
     def shutdown(self) -> None:
         """Releases the engine; the object cannot embed afterwards."""

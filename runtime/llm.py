@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 import weakref
@@ -28,6 +29,7 @@ from trtllm.runtime.llm_config import KvCacheRetentionConfig, LlmArgs, llm_args
 from trtllm.runtime.opening import draft_session, engine_of, tokenizer_of
 from trtllm.runtime.outputs import RequestOutput
 from trtllm.runtime.progress_line import ProgressLine
+from trtllm.runtime.refitting import InFlight, LiveRefit, RefittedEngine, exchange_weights, make_refitted
 from trtllm.runtime.requests import EngineLimits, PreparedRequest, Prompt, RequestMaker, RequestOptions
 from trtllm.runtime.sampling import SamplingParams
 from trtllm.runtime.tokenizer import Tokenizer
@@ -62,6 +64,8 @@ class LLM:
         self._args = args
         self._embedder: Embedder | None = None
         self._dispatcher: Dispatcher | None = None
+        self._refit_lock = threading.Lock()
+        self._refitted: RefittedEngine | None = None
         self._tokenizer = None if args.skip_tokenizer_init else tokenizer_of(self.engine, tokenizer)
         if self.engine.config["model"]["kind"] == "encoder":
             self._embedder = Embedder(self.engine, threads=args.threads)
@@ -69,7 +73,7 @@ class LLM:
             self._open_executor(args)
 
     def _open_executor(self, args: LlmArgs) -> None:
-        session = open_engine_session(self.engine, args)
+        session = self._session = open_engine_session(self.engine, args)
         self._executor = new_executor(session, args, draft_session=draft_session(args))
         self._dispatcher = Dispatcher(self._executor)
         queue = args.scheduler_config.max_queue_size if args.scheduler_config else None
@@ -295,15 +299,63 @@ class LLM:
         self._live()
         self._executor.check()
 
+    def refit(
+        self,
+        model: Any = None,
+        *,
+        in_flight: InFlight = "finish",
+        base: Any = None,
+        strength: float = 1.0,
+        partial: bool = False,
+        revert: bool = False,
+        verify: bool = False,
+        output_dir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Engine:
+        """Changes the weights while requests are served; returns the engine with the new ones.
+
+        Args:
+            model: what a build takes, a dict of numpy arrays or torch tensors by their Hugging Face names (some of them
+                or all), or the directory of a LoRA adapter, which is merged into `base` at `strength`.
+            in_flight: "finish": requests under way end on the old weights, those that wait begin with the new ones.
+                "recompute": they go on with the tokens they have, whose cache is computed anew by the new weights;
+                beam searches end first. No step mixes the two, and nothing of the old cache is reused.
+            partial: a checkpoint may lack tensors, whose weights stay. revert: back to the weights of the build.
+            verify: compare with a fresh build first, as trtllm-refit does.
+            output_dir: where the engine stays; otherwise it goes with this object.
+
+        Raises what does not fit or fails to load; then requests go on with the old weights.
+        """
+        wanted = LiveRefit(model, in_flight, base, strength, partial, revert, verify, output_dir, self._args.threads or 0)
+        with self._refit_lock:
+            if self._embedder is None:
+                self._live()
+            made = make_refitted(self.engine, wanted, progress or Silent())
+            try:
+                if self._embedder is not None:
+                    self._embedder.take(made.engine)
+                else:
+                    exchange_weights(self._executor, self._session, made.engine, in_flight)
+            except BaseException:
+                made.remove()
+                raise
+            previous, self._refitted, self.engine = self._refitted, made, made.engine
+            if previous is not None:
+                previous.remove()
+            return self.engine
+
     def shutdown(self, finish: bool = False) -> None:
         """Ends requests under way, with `finish` only after they have finished, and releases the engine."""
         if self._dispatcher is not None:
             self._dispatcher.shutdown(finish=finish)
             self._finalizer.detach()
             self._dispatcher = None
-            del self._executor
+            del self._executor, self._session
         elif self._embedder is not None:
             self._embedder.shutdown()
+        if self._refitted is not None:
+            self._refitted.remove()
+            self._refitted = None
 
     def __enter__(self) -> LLM:
         return self

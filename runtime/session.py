@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,6 +100,15 @@ class Session(Protocol):
 
         Returns float32 logits [N, V], C-contiguous, which the caller may change; they are valid until the next step.
         All arrays given may be reused after the call. Raises UsageError for a step that does not fit.
+        """
+        ...
+
+
+    def loaded(self, engine: Engine) -> Callable[[], None]:
+        """Loads an engine of the same graph with other weights beside this one, which goes on serving steps.
+
+        Calling the result, between two steps, makes the session compute with it; its cache memory stays, and what is in
+        it is of the old weights. Raises TargetError when the engine cannot be loaded.
         """
         ...
 

@@ -48,6 +48,13 @@ def from_text(text: str) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(text))
 
 
+def from_bytes(data: bytes) -> ir.Model:
+    """A graph that `to_proto_without_weights` wrote; weights come back as external references without values."""
+    import onnx
+
+    return ir.from_proto(onnx.ModelProto.FromString(data))
+
+
 def dump(model: ir.Model, folder: Path, index: int, stage: str) -> Path:
     """Writes `03-fuse-add-norm.onnxtxt` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,9 @@ class Adapter:
             if name is None:
                 problems.append(f"the adapter replaces {tensor_name}, which the base does not have")
             elif values.shape != base[name].spec.shape:
-                problems.append(f"{tensor_name} is {values.shape} in the adapter and {base[name].spec.shape} in the base")
+                problems.append(
+                    f"{tensor_name} is {values.shape} in the adapter and {base[name].spec.shape} in the base"
+                )
             else:
                 result[name] = _merged_tensor(base[name], _replacement(base[name], values, strength))
         return result, problems
@@ -107,9 +109,7 @@ class Adapter:
         """Whether the base's tensor is [in, out]: an embedding, or a layer that PEFT marks as fan_in_fan_out."""
         return pair.is_embedding or bool(self.config.get("fan_in_fan_out"))
 
-    def _merge(
-        self, module: str, pair: _Pair, tensor: LazyTensor, strength: float
-    ) -> Callable[[int, int], np.ndarray]:
+    def _merge(self, module: str, pair: _Pair, tensor: LazyTensor, strength: float) -> Callable[[int, int], np.ndarray]:
         assert pair.a is not None and pair.b is not None
         scaling = np.float32(self.scaling(module))
         left, right = (pair.a.T, pair.b.T) if self._turned(pair) else (pair.b, pair.a)

@@ -72,7 +72,9 @@ def open_given(
         return _tensors("tensors in memory", _named(_from_memory(model), architecture), base_checkpoint)
     if path is not None and path.is_file() and path.suffix == ".safetensors" and not _has_config(path):
         file = SafetensorsFile(path)
-        return _tensors(str(path), _named({name: file.tensor(name) for name in file.specs}, architecture), base_checkpoint)
+        return _tensors(
+            str(path), _named({name: file.tensor(name) for name in file.specs}, architecture), base_checkpoint
+        )
     checkpoint = open_model(model, notify=progress.note)
     if partial or base_checkpoint is not None:
         merged = {**(base_checkpoint.tensors if base_checkpoint else {}), **checkpoint.tensors}
@@ -126,7 +128,9 @@ def _lazy(name: str, value: Any) -> LazyTensor:
     try:
         dtype = DType.of(str(value.dtype))
     except ValueError:
-        raise UsageError(f"'{name}' has element type {value.dtype}", "float32, float16 and bfloat16 are usual") from None
+        raise UsageError(
+            f"'{name}' has element type {value.dtype}", "float32, float16 and bfloat16 are usual"
+        ) from None
     array = np.ascontiguousarray(value)
     return FunctionTensor(TensorSpec(name, array.shape, dtype), lambda a, b: array[a:b].copy() if array.ndim else array)
 

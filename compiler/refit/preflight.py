@@ -22,9 +22,7 @@ _BOOKKEEPING = frozenset({
 """Keys of config.json that say nothing of the graph."""
 
 
-def examine(
-    engine: Engine, recipes: Mapping[str, Recipe], given: Given, *, recalibrates: bool = False
-) -> RefitReport:
+def examine(engine: Engine, recipes: Mapping[str, Recipe], given: Given, *, recalibrates: bool = False) -> RefitReport:
     """The pre-flight report. Nothing is read but headers."""
     finding = _Findings(engine, recipes, given, recalibrates)
     finding.look()
@@ -39,9 +37,7 @@ def differing_config(engine: Engine, checkpoint: Checkpoint) -> list[str]:
 
 
 class _Findings:
-    def __init__(
-        self, engine: Engine, recipes: Mapping[str, Recipe], given: Given, recalibrates: bool
-    ) -> None:
+    def __init__(self, engine: Engine, recipes: Mapping[str, Recipe], given: Given, recalibrates: bool) -> None:
         self.engine, self.recipes, self.given, self.recalibrates = engine, recipes, given, recalibrates
         self.sources = source_specs(recipes)
         self.problems: list[str] = list(given.problems)
@@ -85,7 +81,9 @@ class _Findings:
         name = "tokenizer.json"
         own, other = self.engine.path / name, checkpoint.assets.get(name)
         if own.is_file() and other is not None and _digest(other) != _digest(own):
-            takes = "the engine takes the checkpoint's" if self.given.kind == "checkpoint" else "the engine keeps its own"
+            takes = (
+                "the engine takes the checkpoint's" if self.given.kind == "checkpoint" else "the engine keeps its own"
+            )
             self.notes.append(f"the tokenizers differ: {takes}")
 
     def _look_at_tensors(self) -> None:
@@ -127,12 +125,17 @@ class _Findings:
                         )
                         return
         read_stored = {
-            name for weight in self.changed for recipe in _stored_steps(self.recipes[weight]) for name in recipe.sources()
+            name
+            for weight in self.changed
+            for recipe in _stored_steps(self.recipes[weight])
+            for name in recipe.sources()
         }
         requantized = {
             tensor.stored.method
             for name in needed
-            if name not in read_stored and (tensor := self.given.tensors.get(name)) is not None and hasattr(tensor, "stored")
+            if name not in read_stored
+            and (tensor := self.given.tensors.get(name)) is not None
+            and hasattr(tensor, "stored")
         }
         if requantized:
             quantized = self.engine.config["build_config"].get("quantization") or "full precision"
@@ -215,5 +218,3 @@ def _plain(value: Any) -> Any:
 
 def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-

@@ -30,7 +30,7 @@ from trtllm.compiler.refit.verification import Verification, verify_against, ver
 from trtllm.compiler.stripping import EnginePayloads
 from trtllm.compiler.targets.weights_file import Piece, write_pieces
 from trtllm.config import BuildConfig, build_config
-from trtllm.errors import BadInputError, TrtllmError, UnsupportedModelError, UsageError
+from trtllm.errors import BadInputError, TrtllmError, UsageError
 from trtllm.progress import Progress, Silent
 
 HISTORY = "refit.json"
@@ -133,9 +133,13 @@ def prepare_refit(
     changed = set(report.changed_weights)
     if compiled is not None and options.recalibrate:
         fresh = {weight.name or "": weight.recipe for weight in compiled.weights}
-        recipes = {name: fresh[name] if name in changed else recipe for name, recipe in recipes.items() if name in fresh}
+        recipes = {
+            name: fresh[name] if name in changed else recipe for name, recipe in recipes.items() if name in fresh
+        }
     elif not report.problems:
-        recipes = {name: rebound(recipe, given.tensors) if name in changed else recipe for name, recipe in recipes.items()}
+        recipes = {
+            name: rebound(recipe, given.tensors) if name in changed else recipe for name, recipe in recipes.items()
+        }
     reader = RecipeReader(given.tensors, threads=options.threads)
     return PreparedRefit(engine, given, report, recipes, reader, compiled, options)
 
@@ -320,7 +324,9 @@ def _verified(prepared: PreparedRefit, engine: Engine, progress: Progress) -> Ve
         return None
     progress.stage("verifying")
     given, checkpoint = prepared.given, prepared.given.checkpoint
-    covers = given.is_complete or given.base is not None or set(prepared.report.changed_weights) == set(prepared.recipes)
+    covers = (
+        given.is_complete or given.base is not None or set(prepared.report.changed_weights) == set(prepared.recipes)
+    )
     if checkpoint is None or not covers:
         return verify_finite(engine)
     changed = set(prepared.report.changed_weights)
@@ -353,10 +359,3 @@ def _sweep(target: Path) -> None:
         if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(leftover, ignore_errors=True)
 
-
-def refuse_plan(engine: Engine) -> UnsupportedModelError:
-    """Why an engine of a plan that keeps no network cannot be refitted."""
-    return UnsupportedModelError(
-        f"{engine.path} is a {engine.target} plan that was built without keeping its network",
-        "build it again: engines of this version keep the network, from which a refit makes the plan anew",
-    )

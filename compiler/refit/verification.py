@@ -45,7 +45,9 @@ class Verification:
 
     def line(self) -> str:
         if self.method == "logits":
-            return f"verified: logits of {self.tokens} tokens differ by {self.error:.3g} (tolerance {self.tolerance:.3g})"
+            return (
+                f"verified: logits of {self.tokens} tokens differ by {self.error:.3g} (tolerance {self.tolerance:.3g})"
+            )
         if self.method == "recipes":
             return "verified: a fresh lowering of the checkpoint makes the same graph and the same recipes"
         return "verified: the logits are finite; without a whole checkpoint there is nothing to compare them with"
@@ -91,7 +93,9 @@ def some_logits(engine: Engine) -> np.ndarray:
     if engine.config["model"]["kind"] == "encoder":
         session = open_session(engine, threads=1)
         return np.array(session.encode(tokens[None], np.array([count], np.int64)))
-    session = open_session(engine, threads=1, **({"num_blocks": 1, "max_batch_size": 1} if is_paged(engine.config) else {}))
+    session = open_session(
+        engine, threads=1, **({"num_blocks": 1, "max_batch_size": 1} if is_paged(engine.config) else {})
+    )
     wanted = np.arange(count) if session.info.gathers_all_logits else np.array([count - 1])
     tables = [np.zeros((1, 1), np.int32) for _ in session.info.cache.groups]
     starts, past = np.array([0, count], np.int64), np.zeros(1, np.int64)
@@ -103,7 +107,9 @@ def _tolerance(engine: Engine, logits: np.ndarray) -> float:
     """Rounding errors of products of K terms in L layers add up like a walk: eps * sqrt(2 L K) * the largest value."""
     model = engine.config["model"]
     first = next(iter(engine.config["io"]["inputs"]), {})
-    halves = any(item["dtype"] == "FLOAT16" for item in engine.config["io"]["inputs"]) or first.get("dtype") == "FLOAT16"
+    halves = (
+        any(item["dtype"] == "FLOAT16" for item in engine.config["io"]["inputs"]) or first.get("dtype") == "FLOAT16"
+    )
     eps = _EPSILON["float16" if halves else "float32"]
     terms = max(1, 2 * model["num_layers"] * model["hidden_size"])
     return float(eps * math.sqrt(terms) * max(1.0, float(np.abs(logits).max())))

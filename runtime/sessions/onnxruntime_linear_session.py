@@ -6,7 +6,7 @@ such runs, so that slots which are no part of it are never written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,20 @@ class OnnxRuntimeLinearSession:
     def __init__(self, engine: Engine, info: SessionInfo, *, threads: int | None = None) -> None:
         self.info = info
         self.limits: SessionLimits = limits_of(engine.config)
+        self._threads = threads
         self._session: Any = load(engine, threads)
         self._pool = BlockPool(engine.config, info.cache)
         self._single: dict[tuple[int, int], _Binding] = {}
         self._logits = np.zeros((0, info.vocab_size), np.float32)
+
+    def loaded(self, engine: Engine) -> Callable[[], None]:
+        """See `trtllm.runtime.session.Session.loaded`."""
+        session = load(engine, self._threads)
+
+        def take() -> None:
+            self._session, self._single = session, {}
+
+        return take
 
     def step(
         self,

@@ -6,7 +6,7 @@ are they bound anew, and the caches never are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,10 @@ class OnnxRuntimeSession:
     def __init__(self, engine: Engine, info: SessionInfo, *, threads: int | None = None) -> None:
         self.info = info
         self.limits: SessionLimits = limits_of(engine.config)
+        self._threads = threads
         self._session: Any = load(engine, threads)
         self._pool = BlockPool(engine.config, info.cache)
-        self._binding = self._session.io_binding()
-        for name, array in self._pool.arrays.items():
-            bind(self._binding.bind_input, name, array)
-            bind(self._binding.bind_output, name.replace("past_", "present_"), array)
+        self._binding = self._bound_to_caches(self._session)
         rows, columns = info.max_batch_size, -(-info.max_seq_len // info.cache.tokens_per_block)
         self._tokens = np.zeros(info.max_num_tokens, np.int64)
         self._positions = np.zeros(info.max_num_tokens, np.int64)
@@ -39,6 +37,23 @@ class OnnxRuntimeSession:
         self._tables = [np.zeros((rows, columns), np.int32) for _ in info.cache.groups]
         self._logits = np.zeros((0, info.vocab_size), np.float32)
         self._bound = (0, 0, 0)
+
+    def _bound_to_caches(self, session: Any) -> Any:
+        binding = session.io_binding()
+        for name, array in self._pool.arrays.items():
+            bind(binding.bind_input, name, array)
+            bind(binding.bind_output, name.replace("past_", "present_"), array)
+        return binding
+
+    def loaded(self, engine: Engine) -> Callable[[], None]:
+        """See `trtllm.runtime.session.Session.loaded`."""
+        session = load(engine, self._threads)
+        binding = self._bound_to_caches(session)
+
+        def take() -> None:
+            self._session, self._binding, self._bound = session, binding, (0, 0, 0)
+
+        return take
 
     def step(
         self,

@@ -16,6 +16,7 @@ from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.engine import ENGINE, EngineWriter, ProfileEntry, TargetEntry
 from trtllm.compiler.ir.builder import dims, dtype_of
 from trtllm.compiler.ir.network import Network
+from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import DTYPES, Weight
 from trtllm.compiler.targets.emitted import Emitted
 from trtllm.compiler.targets.tensorrt.diagnostics import STAGE, Log, logger, monitor
@@ -28,6 +29,9 @@ from trtllm.config import BuildConfig
 from trtllm.errors import TargetError
 from trtllm.progress import Progress
 
+NETWORK = "network.onnx"
+"""The legalized graph, its weights by name, type and shape: what the plan is built of again when they change."""
+
 
 def library_version() -> str:
     """The installed TensorRT. Raises TargetError when there is none."""
@@ -37,11 +41,12 @@ def library_version() -> str:
 def emit(
     network: Network, build: BuildConfig, reader: RecipeReader, writer: EngineWriter, progress: Progress
 ) -> Emitted:
-    """Writes `rank0.engine`, the plan with its weights."""
+    """Writes `rank0.engine`, the plan with its weights, and the network it was made of, for a refit."""
     library = load()
     values = (value.const_value for value in network.graph.initializers.values())
     weights = [tensor for tensor in values if isinstance(tensor, Weight)]
     planned = profiles(network.info, build)
+    writer.write_bytes(NETWORK, to_proto_without_weights(network.model))
     progress.stage("reading weights", sum(weight.recipe.nbytes for weight in weights))
     with stored_weights(writer.folder, weights, reader, progress) as payloads:
         digest = _build(library, network, build, planned, payloads, writer.folder / ENGINE, progress)
