@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor
@@ -11,14 +12,16 @@ from trtllm.errors import BadInputError
 from trtllm.frontends.canonical_names import CanonicalTensors, canonical_tensors
 from trtllm.frontends.json_files import read_json_object
 from trtllm.frontends.model_assets import collect_assets
-from trtllm.frontends.text_config import TextConfig, find_text_config, quantized_error
+from trtllm.frontends.quantized.config import QuantizationConfig
+from trtllm.frontends.text_config import TextConfig, find_text_config
 from trtllm.frontends.weight_files import WeightFiles, open_files, open_weight_files
 
 
 def read_directory(directory: Path, *, source: str = "") -> Checkpoint:
     """The model in `directory`; `source` is what the user called it, for messages.
 
-    Raises BadInputError for damaged or contradicting files, UnsupportedModelError for quantized weights.
+    Quantized weights read as float32 and keep what they are stored as. Raises BadInputError for damaged or
+    contradicting files, UnsupportedModelError for a quantization that is not read.
     """
     source = source or str(directory)
     text = _read_config(directory, source)
@@ -38,15 +41,23 @@ def read_file(file: Path, kind: str) -> Checkpoint:
 def _read_config(directory: Path, source: str) -> TextConfig:
     text = find_text_config(read_json_object(directory / "config.json"), source)
     modelopt = directory / "hf_quant_config.json"
-    if modelopt.is_file():
-        quantization = read_json_object(modelopt).get("quantization")
-        algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
-        raise quantized_error(f"modelopt {algorithm or ''}".strip(), source)
-    return text
+    if not modelopt.is_file():
+        return text
+    quantization = read_json_object(modelopt).get("quantization")
+    if not isinstance(quantization, dict):
+        raise BadInputError(f"{modelopt} has no 'quantization'", "the file is damaged; fetch the model again")
+    stated = text.quantization
+    if stated is not None and stated.method != "modelopt":
+        raise BadInputError(
+            f"config.json of {source} says quantization method '{stated.method}', {modelopt.name} says modelopt",
+            "two quantizations were saved into one directory; remove the file of the one that was not meant",
+        )
+    return replace(text, quantization=QuantizationConfig("modelopt", quantization, source))
 
 
 def _checkpoint(directory: Path, source: str, text: TextConfig, weights: WeightFiles) -> Checkpoint:
-    canonical = canonical_tensors(weights.tensors, text.architecture, source)
+    tensors, stored = _opened(weights, text)
+    canonical = canonical_tensors(tensors, text.architecture, source)
     if not canonical.tensors:
         raise BadInputError(f"{source} holds no weights of a text model", "pass the directory of a complete model")
     assets = collect_assets(directory)
@@ -54,8 +65,18 @@ def _checkpoint(directory: Path, source: str, text: TextConfig, weights: WeightF
         f"Hugging Face directory, {text.architecture}, {_files(weights)}, "
         f"{len(canonical.tensors)} tensors, {dtype_summary(canonical.tensors)}"
     )
-    notes = (found, *ignored_notes(canonical, text), *weights.notes, *assets.notes)
+    notes = (found, *stored, *ignored_notes(canonical, text), *weights.notes, *assets.notes)
     return Checkpoint("huggingface", source, text.architecture, text.config, canonical.tensors, assets.files, notes)
+
+
+def _opened(weights: WeightFiles, text: TextConfig) -> tuple[Mapping[str, LazyTensor], tuple[str, ...]]:
+    """The tensors of the unquantized model, and notes of what they are stored as."""
+    if text.quantization is None:
+        return weights.tensors, ()
+    from trtllm.frontends.quantized.methods import open_quantized
+
+    opened = open_quantized(weights.tensors, text.quantization)
+    return opened.tensors, opened.notes
 
 
 def _files(weights: WeightFiles) -> str:

@@ -32,6 +32,8 @@ def read_model(model: Any, *, tokenizer: Any = None) -> Checkpoint:
     source = type(model).__name__
     config = {**model.config.to_dict(), "architectures": [source]}
     text = find_text_config(_with_dtype_names(config, str(model.dtype)), source)
+    if text.quantization is not None:
+        raise text.quantization.unsupported("a model in memory")
     canonical = canonical_tensors(_weights(model), text.architecture, source)
     found = (
         f"transformers model in memory, {text.architecture}, "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm.errors import BadInputError, UnsupportedModelError
+from trtllm.frontends.quantized.config import QuantizationConfig
 
 _TEXT_ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
@@ -38,16 +39,18 @@ class TextConfig:
     architecture: str
     config: Mapping[str, Any]
     wrapper: str | None = None
+    quantization: QuantizationConfig | None = None
+    """What the config says of quantized weights."""
 
 
 def find_text_config(config: Mapping[str, Any], source: str) -> TextConfig:
-    """The text model of `config`. Raises BadInputError without a class name, UnsupportedModelError when quantized."""
-    refuse_quantized(config, source)
+    """The text model of `config`. Raises BadInputError without a class name or for two quantizations."""
+    quantization = _quantization(config, source)
     architecture = _architecture(config, source)
     inner = config.get("text_config")
     if not isinstance(inner, dict):
-        return TextConfig(architecture, config)
-    refuse_quantized(inner, source)
+        return TextConfig(architecture, config, quantization=quantization)
+    quantization = quantization or _quantization(inner, source)
     model_type = str(inner.get("model_type"))
     text_architecture = _TEXT_ARCHITECTURES.get(model_type)
     if text_architecture is None:
@@ -55,7 +58,8 @@ def find_text_config(config: Mapping[str, Any], source: str) -> TextConfig:
             f"{source} is a {architecture} around a text model of type '{model_type}', which is not read",
             f"text models that are read out of a wrapper: {', '.join(sorted(_TEXT_ARCHITECTURES))}",
         )
-    return TextConfig(text_architecture, _merged(config, inner, text_architecture), wrapper=architecture)
+    merged = _merged(config, inner, text_architecture)
+    return TextConfig(text_architecture, merged, wrapper=architecture, quantization=quantization)
 
 
 def _merged(config: Mapping[str, Any], inner: Mapping[str, Any], architecture: str) -> dict[str, Any]:
@@ -80,17 +84,20 @@ def _architecture(config: Mapping[str, Any], source: str) -> str:
     )
 
 
-def refuse_quantized(config: Mapping[str, Any], source: str) -> None:
-    """Raises UnsupportedModelError naming the method when `config` says that the weights are quantized."""
+def _quantization(config: Mapping[str, Any], source: str) -> QuantizationConfig | None:
+    """What `config` says of quantization. Raises BadInputError when it is no map or names no method."""
     for key in ("quantization_config", "compression_config"):
-        quantization = config.get(key)
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise quantized_error(str(method or "unknown"), source)
+        values = config.get(key)
+        if not values:
+            continue
+        method = values.get("quant_method") if isinstance(values, dict) else None
+        if not isinstance(method, str):
+            raise BadInputError(
+                f"config.json of {source} has a {key} without quant_method", "the config is damaged; fetch it again"
+            )
+        return QuantizationConfig(_METHODS.get(method, method), values, source)
+    return None
 
 
-def quantized_error(method: str, source: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{source} is quantized: quantization method '{method}' is not read yet",
-        "pass the checkpoint before quantization (float32, float16 or bfloat16) and quantize in the build",
-    )
+_METHODS = {"compressed_tensors": "compressed-tensors", "sparseml": "compressed-tensors"}
+"""Older spellings."""

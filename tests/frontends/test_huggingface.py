@@ -220,15 +220,39 @@ def test_a_config_without_architecture_is_refused(llama, value):
     _refused(BadInputError, llama, "architectures", str(llama))
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "compressed-tensors", "something-new"])
-def test_quantized_checkpoints_are_refused_by_method(llama, method):
+@pytest.mark.parametrize("method", ["awq", "fp8", "compressed-tensors", "bitsandbytes"])
+def test_a_quantization_that_no_tensor_has_is_refused(llama, method):
     _edit(llama / "config.json", quantization_config={"quant_method": method})
-    _refused(UnsupportedModelError, llama, f"quantization method '{method}' is not read yet")
+    _refused(BadInputError, llama, f"quantization method '{method}'", "no tensor is stored so")
 
 
-def test_a_modelopt_checkpoint_is_refused_by_method(llama):
+@pytest.mark.parametrize("method", ["aqlm", "hqq", "something-new"])
+def test_quantizations_that_are_not_read_are_refused_by_name(llama, method):
+    _edit(llama / "config.json", quantization_config={"quant_method": method})
+    _refused(UnsupportedModelError, llama, f"quantization method '{method}' is not read")
+
+
+@pytest.mark.parametrize("quantization", [{"bits": 4}, "awq", {"quant_method": 4}])
+def test_a_quantization_without_method_is_refused(llama, quantization):
+    _edit(llama / "config.json", quantization_config=quantization)
+    _refused(BadInputError, llama, "quantization_config without quant_method")
+
+
+def test_an_algorithm_of_modelopt_that_is_not_read_is_refused_by_name(llama):
+    (llama / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "W4A8_AWQ"}}')
+    _refused(UnsupportedModelError, llama, "quantization method 'modelopt'", "quant_algo W4A8_AWQ")
+
+
+def test_two_quantizations_contradict_each_other(llama):
+    _edit(llama / "config.json", quantization_config={"quant_method": "awq"})
     (llama / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
-    _refused(UnsupportedModelError, llama, "modelopt FP8")
+    _refused(BadInputError, llama, "'awq'", "modelopt")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"quantization": []}'])
+def test_a_damaged_config_of_modelopt_is_refused(llama, content):
+    (llama / "hf_quant_config.json").write_text(content)
+    _refused(BadInputError, llama, "hf_quant_config.json has no 'quantization'")
 
 
 def test_a_missing_shard_is_named(sharded):

@@ -1,0 +1,1 @@
+"""Quantized Hugging Face checkpoints: what each method packs into which tensors."""
