@@ -197,6 +197,7 @@ def compile_network(
         notes=notes,
         stored=stored_quantizations(checkpoint.tensors),
         calibrated=calibration.weights,
+        rescaled=calibration.rescaled,
     )
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
     check_graph(network.graph, target.capabilities)

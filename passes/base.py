@@ -50,6 +50,8 @@ class PassContext:
     """What the tensors that the checkpoint holds quantized are stored as, by name."""
     calibrated: Mapping[str, CalibratedWeight] = field(default_factory=dict)
     """The integers and scales that calibration has chosen for checkpoint tensors, by name."""
+    rescaled: Mapping[str, Recipe] = field(default_factory=dict)
+    """Initializers that calibration has changed beside: norms whose outputs are scaled, float32."""
 
 
 class Pass(ABC):

@@ -53,7 +53,7 @@ class QuantizeWeights(Pass):
     def run(self, network: Network, context: PassContext) -> int:
         if context.build.quantization is None:
             return 0
-        count = 0
+        count = _rescale(network, context)
         for node in list(network.graph):
             if not is_dialect(node, *_WEIGHT_INPUTS):
                 continue
@@ -88,6 +88,19 @@ class QuantizeWeights(Pass):
 
 def _is_router(node: ir.Node) -> bool:
     return any(is_dialect(use.node, "MoE") and use.idx == 1 for use in node.outputs[0].uses())
+
+
+def _rescale(network: Network, context: PassContext) -> int:
+    """Puts the norms that took up channel scales in the place of those published."""
+    count = 0
+    for name, recipe in context.rescaled.items():
+        value = network.graph.initializers.get(name)
+        weight = weight_of(value)
+        if value is None or weight is None:
+            continue
+        value.const_value = Weight(name, _in_type(recipe, DTYPES[weight.dtype]))
+        count += 1
+    return count
 
 
 def module_bits(build: BuildConfig, module: str, *, is_head: bool) -> int | None:

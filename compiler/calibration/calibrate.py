@@ -13,14 +13,12 @@ import onnx_ir as ir
 
 from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.checkpoints.quantize import QuantizedBlocks, dequantize_blocks
-from trtllm.checkpoints.recipes import Cast, Recipe, Source, Stored
+from trtllm.checkpoints.recipes import Stored
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
-from trtllm.compiler.calibration.record import SCALES, VALUES, CalibrationRecord, chained_key, stored_tensor
-from trtllm.compiler.calibration.rounding import gptq_factor, round_by_gptq
+from trtllm.compiler.calibration.record import RESCALED, SCALES, VALUES, CalibrationRecord, chained_key, stored_tensor
+from trtllm.compiler.calibration.segment_rounding import CalibrationSettings, SegmentRounder, weight_source
 from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.ir.network import Network
-from trtllm.compiler.ir.weights import weight_of
 from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
 from trtllm.passes.base import CalibratedWeight
 from trtllm.progress import Progress
@@ -31,17 +29,6 @@ VERSION = "1"
 """Of the algorithm: results of another one are not taken up."""
 
 
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """What a calibration does, apart from model and text."""
-
-    bits: Mapping[str, int]
-    """Bits of each linear weight that is quantized, by the checkpoint's tensor name."""
-    block_size: int = 32
-    flows_quantized: bool = True
-    """Whether a layer sees what the quantized layers before it make of the text, or what the full ones do."""
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Quantized weights, and the tensors that hold them."""
@@ -49,6 +36,8 @@ class Calibration:
     weights: Mapping[str, CalibratedWeight] = field(default_factory=dict)
     """By the checkpoint's tensor name."""
     tensors: Mapping[str, LazyTensor] = field(default_factory=dict)
+    rescaled: Mapping[str, Stored] = field(default_factory=dict)
+    """Norms that took up channel scales: initializers of the network by name, float32."""
 
 
 def calibrate(
@@ -61,7 +50,7 @@ def calibrate(
     *,
     threads: int = 0,
 ) -> Calibration:
-    """Quantizes the linears of `settings.bits` by GPTQ, segment by segment.
+    """Quantizes the linears of `settings.bits`, segment by segment.
 
     Args:
         network: as a model builder made it, in float32, with a cache of `tokens.shape[1]` tokens.
@@ -83,7 +72,7 @@ def calibrate(
     for index in range(len(run.parts)):
         key = run.segment(index, key, weights, tensors, is_done=index < done)
         progress.advance(1)
-    return Calibration(weights, tensors)
+    return Calibration(weights, tensors, run.rescaled)
 
 
 def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[memoryview]:
@@ -91,7 +80,7 @@ def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[memoryview]:
 
 
 def _settings_bytes(settings: CalibrationSettings) -> bytes:
-    values = [sorted(settings.bits.items()), settings.block_size, settings.flows_quantized]
+    values = [sorted(settings.bits.items()), settings.block_size, settings.method, settings.flows_quantized]
     return json.dumps(values).encode()
 
 
@@ -103,6 +92,7 @@ class _Run:
         record: CalibrationRecord, threads: int,
     ) -> None:  # fmt: skip
         self.parts = segments(network)
+        self.rescaled: dict[str, Stored] = {}
         self._network = network
         self._reader = reader
         self._tokens = tokens
@@ -138,6 +128,10 @@ class _Run:
                 source = weight_source(linear)
                 assert source is not None
                 weights[source.name] = self._stored(file, source.name, tensors)
+        for name in file.specs:
+            if name.endswith(RESCALED):
+                tensors[name] = file.tensor(name)
+                self.rescaled[name.removesuffix(RESCALED)] = _stored_as(name, tensors[name])
         return own
 
     def _stored(self, file: SafetensorsFile, source: str, tensors: dict[str, LazyTensor]) -> CalibratedWeight:
@@ -147,8 +141,7 @@ class _Run:
             name = source + suffix
             packs = suffix == VALUES and self._settings.bits[source] == 4
             tensors[name] = tensor = stored_tensor(file, name, packs_int4=packs)
-            digest = hashlib.sha256(tensor.read().tobytes()).hexdigest()
-            stored[suffix] = Stored(name, tensor.spec.shape, tensor.spec.dtype, digest)
+            stored[suffix] = _stored_as(name, tensor)
         return CalibratedWeight(stored[VALUES], stored[SCALES])
 
     def _payloads(self, index: int) -> dict[str, np.ndarray]:
@@ -163,17 +156,8 @@ class _Run:
         session = GraphSession(network, threads=self._threads)
         states = self._record.states(key) if segment.entry is not None else None
         moments = self._moments(session, segment, inputs, payloads, states, own)
-        results: dict[str, np.ndarray] = {}
-        rounded = dict(payloads)
-        for value, linears in inputs.items():
-            factor = gptq_factor(moments.pop(value.name or ""))
-            for linear in linears:
-                name, source = linear.inputs[1].name or "", weight_source(linear)  # type: ignore[union-attr]
-                assert source is not None
-                bits = self._settings.bits[source.name]
-                blocks = round_by_gptq(payloads[name], factor, bits, self._settings.block_size, threads=self._threads)
-                results |= {source.name + VALUES: blocks.values, source.name + SCALES: blocks.scales}
-                rounded[name] = dequantize_blocks(QuantizedBlocks(*blocks), bits)
+        rounder = SegmentRounder(self._settings, payloads, moments, self._threads)
+        results, rounded = rounder.round(inputs)
         if self._settings.flows_quantized and segment is not self.parts[-1]:
             self._flow(session, segment, rounded, states, own)
         return results
@@ -242,14 +226,6 @@ def _rows(states: np.ndarray | None, start: int, stop: int) -> np.ndarray | None
     return None if states is None else np.ascontiguousarray(states[start:stop])
 
 
-def weight_source(linear: ir.Node) -> Source | None:
-    """The checkpoint tensor that a linear's weight is; None when it is made of more."""
-    weight = weight_of(linear.inputs[1])
-    return source_of(weight.recipe) if weight is not None else None
-
-
-def source_of(recipe: Recipe) -> Source | None:
-    """The checkpoint tensor that a weight is, but for its type; None when it is made of more."""
-    while isinstance(recipe, Cast):
-        recipe = recipe.of
-    return recipe if isinstance(recipe, Source) else None
+def _stored_as(name: str, tensor: LazyTensor) -> Stored:
+    digest = hashlib.sha256(tensor.read().tobytes()).hexdigest()
+    return Stored(name, tensor.spec.shape, tensor.spec.dtype, digest)

@@ -8,8 +8,9 @@ import numpy as np
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.compiler.calibration.calibrate import Calibration, CalibrationSettings, calibrate, weight_source
+from trtllm.compiler.calibration.calibrate import Calibration, calibrate
 from trtllm.compiler.calibration.measure import measure
+from trtllm.compiler.calibration.segment_rounding import CalibrationSettings, weight_source
 from trtllm.compiler.calibration.segments import segments
 from trtllm.compiler.calibration.sensitivity import bits_with_scales, spend
 from trtllm.compiler.ir.network import Network
@@ -19,7 +20,7 @@ from trtllm.environment import cache_root
 from trtllm.errors import UnsupportedModelError, UsageError
 from trtllm.passes.quantize import module_name
 from trtllm.progress import Progress
-from trtllm.quantization import SCHEMES, CalibratedWeightOnly, MixedPrecision
+from trtllm.quantization import SCHEMES, CalibratedMethod, CalibratedWeightOnly, MixedPrecision
 
 MEASURED_TOKENS = 2048
 """Tokens on which layers' sensitivity is measured."""
@@ -43,6 +44,7 @@ def calibrate_build(
     settings = CalibrationSettings(
         bits=_bits(network, reader, build, tokens, progress, threads),
         block_size=build.group_size or scheme.block_size,
+        method=_method(build),
         flows_quantized=build.calib_inputs == "quantized",
     )
     if not settings.bits:
@@ -80,6 +82,15 @@ def _bits(
             f"give {least} or more: scales count",
         )
     return fixed | chosen
+
+
+def _method(build: BuildConfig) -> CalibratedMethod:
+    """The one method of the build's calibrated schemes. Raises UsageError when they have two."""
+    names = [name for name in (build.quantization, *build.quantized_layers.values()) if name is not None]
+    methods = {scheme.method for name in names if isinstance(scheme := SCHEMES[name], CalibratedWeightOnly)}
+    if len(methods) > 1:
+        raise UsageError("AWQ and GPTQ cannot be mixed in one build", "give all calibrated layers one of them")
+    return next(iter(methods), "gptq")
 
 
 def _linear_weights(network: Network, build: BuildConfig) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.compiler.calibration.calibrate import weight_source
+from trtllm.compiler.calibration.segment_rounding import weight_source
 from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.calibration.sensitivity import Sensitivity, rounded
 from trtllm.compiler.ir.network import Network

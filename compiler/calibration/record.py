@@ -16,7 +16,8 @@ from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError, ResourceError
 
-VALUES, SCALES = ".quantized_values", ".quantized_scales"
+VALUES, SCALES, RESCALED = ".quantized_values", ".quantized_scales", ".rescaled"
+"""What is appended to a weight's name for its integers, their scales, and a norm that took up channel scales."""
 
 
 class CalibrationRecord:

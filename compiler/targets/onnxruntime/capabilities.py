@@ -27,7 +27,7 @@ CAPABILITIES = Capabilities(
         }
     ),
     compute_dtypes=(DType.FLOAT32, DType.FLOAT16),
-    schemes=frozenset({"W8A16", "W4A16", "W4A16_GPTQ", "W8A16_GPTQ", "MIXED_PRECISION"}),
+    schemes=frozenset({"W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "MIXED_PRECISION"}),
     dtype_fallbacks={DType.BFLOAT16: DType.FLOAT32},
     external_weights=True,
     static_cache=False,

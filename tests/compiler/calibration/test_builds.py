@@ -55,9 +55,10 @@ def text_tokens(text_file):
     return np.frombuffer(text_file.read_bytes()[4096:8192], np.uint8).astype(np.int64) % 256
 
 
-def test_gptq_is_nearer_to_full_precision_than_rounding(build, text_tokens) -> None:
+@pytest.mark.parametrize("scheme", ["W4A16_GPTQ", "W4A16_AWQ"])
+def test_a_calibrated_engine_is_nearer_to_full_precision_than_rounding(build, text_tokens, scheme) -> None:
     full, plain = build("full"), build("plain", quantization="W4A16")
-    chosen = build("chosen", quantization="W4A16_GPTQ")
+    chosen = build("chosen", quantization=scheme)
     near, far = (perplexity(engine, text_tokens, 128, reference=full).divergence for engine in (chosen, plain))
     assert near < far
     assert chosen.manifest.weights_nbytes == plain.manifest.weights_nbytes
@@ -92,6 +93,11 @@ def test_a_budget_of_bits_is_met_and_bought_well(build, text_tokens) -> None:
     # beside the linear layers both engines hold the same, but for the alignment of a few more weights
     extra = mixed.manifest.weights_nbytes - four.manifest.weights_nbytes
     assert 0 < extra <= elements * (5.5 - 4.5) / 8
+
+
+def test_two_methods_in_one_build_are_refused(build) -> None:
+    with pytest.raises(UsageError, match="AWQ and GPTQ"):
+        build("two", quantization="W4A16_AWQ", quantized_layers={"v_proj": "W4A16_GPTQ"})
 
 
 def test_a_budget_below_the_smallest_layers_is_refused(build) -> None:

@@ -6,8 +6,9 @@ import pytest
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.quantize import QuantizedBlocks, dequantize_blocks, quantize_blocks
 from trtllm.compiler.calibration import calibrate as calibration
-from trtllm.compiler.calibration.calibrate import CalibrationSettings, calibrate, weight_source
+from trtllm.compiler.calibration.calibrate import calibrate
 from trtllm.compiler.calibration.dataset import calibration_tokens
+from trtllm.compiler.calibration.segment_rounding import CalibrationSettings, weight_source
 from trtllm.compiler.calibration.segments import segment_feeds, segments, subgraph
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.table import builder_for
@@ -147,3 +148,20 @@ def test_layers_may_see_what_full_layers_make_of_the_text(checkpoint, tokens, tm
     first, last = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
     assert (quantized[first + ".quantized_values"].read() == full[first + ".quantized_values"].read()).all()
     assert (quantized[last + ".quantized_values"].read() != full[last + ".quantized_values"].read()).any()
+
+
+def test_awq_errs_less_than_rounding_on_the_calibration_text(checkpoint, tokens, tmp_path) -> None:
+    made = run(checkpoint, tokens, tmp_path, method="awq")
+    norm = "model.layers.0.input_layernorm.weight"
+    published = checkpoint.tensors[norm].read().astype(np.float32)
+    scales = published / made.tensors[norm + ".rescaled"].read()
+    assert scales.min() < scales.max()  # some scaling was found to help
+    for name, x in inputs_of(checkpoint, tokens).items():
+        if "o_proj" in name:
+            continue
+        weight = checkpoint.tensors[name].read().astype(np.float32)
+        plain = dequantize_blocks(quantize_blocks(weight, 4, 32, "float16"), 4)
+        values, steps = (made.tensors[f"{name}.quantized_{part}"].read() for part in ("values", "scales"))
+        chosen = dequantize_blocks(QuantizedBlocks(values, steps), 4)
+        error = np.square((x / scales) @ chosen.T - x @ weight.T).sum()
+        assert error < np.square(x @ (plain - weight).T).sum(), name
