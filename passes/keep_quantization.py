@@ -66,7 +66,9 @@ class KeepQuantization(Pass):
                 count += _keep_embedding(network, node, context, fates)
             elif is_dialect(node, "MoE"):
                 for index in (2, 3):
-                    _count_dequantized(weight_of(node.inputs[index]), "experts are", context, fates)
+                    _count_dequantized(
+                        weight_of(node.inputs[index]), "experts have no product with stored integers", context, fates
+                    )
         for (method, fate), number in fates.items():
             context.notes.append(f"{method}: {number} weight{'s' if number != 1 else ''} {fate}")
         return count
@@ -82,7 +84,7 @@ class KeepQuantization(Pass):
         reason = kept if isinstance(kept, str) else _why_not(network, kept, compute, context)
         if reason:
             self.miss(context, node, reason)
-            _count_dequantized(weight, f"{reason}:", context, fates)
+            _count_dequantized(weight, reason, context, fates)
             return 0
         assert isinstance(kept, _KeptWeight)
         _rewrite(network, node, weight, kept, compute)
@@ -111,7 +113,7 @@ def _count_dequantized(
     weight: Weight | None, reason: str, context: PassContext, fates: Counter[tuple[str, str]]
 ) -> None:
     for stored in _stored_sources(weight, context) if weight is not None else ():
-        fates[stored.method, f"{reason} dequantized"] += 1
+        fates[stored.method, f"dequantized: {reason}"] += 1
 
 
 def _parts(recipe: Recipe) -> list[Source] | None:
@@ -225,7 +227,7 @@ def _keep_embedding(network: Network, node: ir.Node, context: PassContext, fates
     source = without_casts(weight.recipe)
     stored = context.stored.get(source.name) if type(source) is Source else None
     if DTYPES[weight.dtype] is not DType.FLOAT32 or stored is None:
-        _count_dequantized(weight, "looked up by rows:", context, fates)
+        _count_dequantized(weight, "looked up by rows", context, fates)
         return 0
     form = stored.integers
     if form is None or form.offset is not Offset.NONE or source.shape[-1] % BLOCK:
