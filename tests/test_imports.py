@@ -24,6 +24,7 @@ FLOORS = {
     "trtllm.compiler.pruning": 5,  # measures with sessions what it prunes
     "trtllm.compiler.engine_cache": 5,
     "trtllm.compiler.refit": 5,
+    "trtllm.compiler.inspection": 5,  # runs engines beside their models
     "trtllm.tools": 6,
 }
 # Pairs that stand on the same or a lower floor and still do not know each other.
