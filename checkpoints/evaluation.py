@@ -35,6 +35,8 @@ from trtllm.checkpoints.recipes import (
     UnsignedBlocks,
     Zeros,
 )
+from trtllm.checkpoints.scaled_recipes import STEPS as SCALED_STEPS
+from trtllm.checkpoints.scaled_recipes import ScaledRows
 from trtllm.checkpoints.stored import QuantizedTensor
 from trtllm.checkpoints.stored_reading import asymmetric_rows, integer_rows, offset_rows, scale_rows
 from trtllm.dtypes import DType
@@ -66,6 +68,7 @@ class RecipeReader:
         self.chunk_bytes = chunk_bytes
         self._threads = threads
         self._scales: dict[QuantizedScales, dict[int, np.ndarray]] = {}
+        self._scaled = ScaledRows(self._rows)
 
     @property
     def source_names(self) -> Iterable[str]:
@@ -124,6 +127,8 @@ class RecipeReader:
                 return np.zeros((stop - start, *recipe.shape[1:]), recipe.dtype.numpy)
             case UnsignedBlocks():
                 return self._unsigned_rows(recipe, start, stop)
+            case _ if recipe.step in SCALED_STEPS:
+                return self._scaled(recipe, start, stop)
             case Stack():
                 return np.stack([self.read(part) for part in recipe.parts[start:stop]])
             case Concat(axis=0):

@@ -405,7 +405,10 @@ _STEPS: dict[str, type[Recipe]] = {
 
 def recipe_from_json(data: dict[str, Any]) -> Recipe:
     """The recipe that `Recipe.to_json` wrote. Raises ValueError for an unknown step or field."""
-    cls = _STEPS.get(data.get("step", ""))
+    from trtllm.checkpoints.scaled_recipes import STEPS as SCALED_STEPS
+
+    step = data.get("step", "")
+    cls = _STEPS.get(step) or SCALED_STEPS.get(step)
     if cls is None:
         raise ValueError(f"unknown recipe step {data.get('step')!r}")
     known = {field.name for field in fields(cls)}

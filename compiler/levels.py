@@ -14,16 +14,19 @@ from trtllm.passes.lower_cached_attention import LowerCachedAttention
 from trtllm.passes.lower_linear import LowerLinear
 from trtllm.passes.lower_moe import LowerMoE
 from trtllm.passes.lower_norm import LowerAddNorm
+from trtllm.passes.lower_scaled import LowerScaled
 from trtllm.passes.pack import PackGateUp, PackQkv
 from trtllm.passes.pack_tokens import PackTokens
 from trtllm.passes.quantize import QuantizeWeights
 from trtllm.passes.quantize_cache import QuantizeCache
+from trtllm.passes.quantize_scaled import QuantizeScaled
 from trtllm.passes.select_tokens import SelectLastToken
 
 # What the build asks for, at every level: which logits, which weights.
 O0: tuple[type[Pass], ...] = (
     SelectLastToken,
     KeepQuantization,
+    QuantizeScaled,
     QuantizeWeights,
 )
 
@@ -32,6 +35,7 @@ O1: tuple[type[Pass], ...] = (
     SelectLastToken,
     FuseAddNorm,
     KeepQuantization,
+    QuantizeScaled,
     QuantizeWeights,
     ShareCommonSubexpressions,
     RemoveDeadCode,
@@ -44,6 +48,7 @@ O2: tuple[type[Pass], ...] = (
     PackGateUp,
     FuseAddNorm,
     KeepQuantization,
+    QuantizeScaled,
     QuantizeWeights,
     ShareCommonSubexpressions,
     RemoveDeadCode,
@@ -59,6 +64,7 @@ LEGALIZE: tuple[type[Pass], ...] = (
     LowerAttention,
     LowerAddNorm,
     LowerMoE,
+    LowerScaled,
     LowerLinear,
     InlineDialect,
     DecomposeAttention,

@@ -11,9 +11,10 @@ from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.checkpoints.stored import stored_quantizations
 from trtllm.checkpoints.pruned import pruned_hashes
+from trtllm.checkpoints.stored import stored_quantizations
 from trtllm.compiler.cache_record import cache_record
+from trtllm.compiler.calibration.activation_ranges import activation_ranges, wants_ranges
 from trtllm.compiler.calibration.calibrate import Calibration
 from trtllm.compiler.calibration.dataset import calibration_tokens
 from trtllm.compiler.calibration.for_build import calibrate_build, wants_calibration
@@ -198,6 +199,7 @@ def compile_network(
         stored=stored_quantizations(checkpoint.tensors),
         calibrated=calibration.weights,
         rescaled=calibration.rescaled,
+        ranges=calibration.ranges,
     )
     reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
     check_graph(network.graph, target.capabilities)
@@ -217,12 +219,18 @@ def compile_network(
 
 def calibrated(checkpoint: Checkpoint, build: BuildConfig, progress: Progress, *, threads: int = 0) -> Calibration:
     """What the build's scheme wants of calibration text; nothing when it wants none."""
-    if not wants_calibration(build):
+    if not wants_calibration(build) and not wants_ranges(build):
         return Calibration()
     tokens = calibration_tokens(checkpoint, build.calib_dataset, build.calib_size, build.calib_max_seq_length)
     plain = build.model_copy(update={"max_seq_len": tokens.shape[1], "max_input_len": tokens.shape[1]})
     network = builder_for(checkpoint)(ModelBuilder(checkpoint, plain, DType.FLOAT32))
-    return calibrate_build(network, checkpoint, build, tokens, progress, threads=threads)
+    calibration = Calibration()
+    if wants_calibration(build):
+        calibration = calibrate_build(network, checkpoint, build, tokens, progress, threads=threads)
+    if wants_ranges(build):
+        reader = RecipeReader(checkpoint.tensors, threads=threads)
+        calibration = replace(calibration, ranges=activation_ranges(network, reader, tokens, progress, threads=threads))
+    return calibration
 
 
 def _unread_note(builder: ModelBuilder) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm.checkpoints.recipes import Recipe
@@ -37,6 +38,15 @@ class CalibratedWeight:
     scales: Recipe
 
 
+@dataclass(frozen=True, eq=False)
+class ChannelRanges:
+    """Largest magnitudes of every input channel of a linear layer, float32 [K]."""
+
+    inputs: np.ndarray
+    weights: np.ndarray
+    """Of the weight's columns."""
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a pass may know beside the network."""
@@ -48,6 +58,8 @@ class PassContext:
     """What the user should be told of the result, for example layers kept in full precision."""
     stored: Mapping[str, StoredQuantization] = field(default_factory=dict)
     """What the tensors that the checkpoint holds quantized are stored as, by name."""
+    ranges: Mapping[str, ChannelRanges] = field(default_factory=dict)
+    """What calibration has measured at linear layers, by the name of the checkpoint tensor that they multiply by."""
     calibrated: Mapping[str, CalibratedWeight] = field(default_factory=dict)
     """The integers and scales that calibration has chosen for checkpoint tensors, by name."""
     rescaled: Mapping[str, Recipe] = field(default_factory=dict)

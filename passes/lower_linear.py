@@ -120,7 +120,7 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
         offset["offset"] = _OFFSETS[attributes_of(dequantize)["offset"]]
     elif bias is not None:
         inputs.append(bias)
-    gate, operand = _gate_before(node, x)
+    gate, operand = gate_before(node, x)
     return b.op(
         "QuantizedLinear",
         [operand, *inputs],
@@ -140,7 +140,7 @@ _OFFSETS = {"minimum": 1, "zero_point": 2}
 _GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 
-def _gate_before(node: ir.Node, x: ir.Value) -> tuple[int, ir.Value]:
+def gate_before(node: ir.Node, x: ir.Value) -> tuple[int, ir.Value]:
     """The packed gated activation that only this product reads, as the kernel's gate; 0 and x when there is none."""
     producer = x.producer()
     if producer is None or not is_dialect(producer, "GatedActivation") or only_user(x) is not node:

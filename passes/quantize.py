@@ -16,7 +16,7 @@ from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
 from trtllm.passes.base import CalibratedWeight, Pass, PassContext, builder_before, replace
-from trtllm.quantization import SCHEMES, MixedPrecision
+from trtllm.quantization import SCHEMES, MixedPrecision, ScaledFormat
 
 _WEIGHT_INPUTS = {"Linear": (1,), "LogitsHead": (1,), "MoE": (2, 3)}
 
@@ -111,6 +111,8 @@ def module_bits(build: BuildConfig, module: str, *, is_head: bool) -> int | None
         return None
     override = plan.override(module)
     scheme = SCHEMES[override or build.quantization]
+    if isinstance(scheme, ScaledFormat):
+        return scheme.head_bits if is_head and override is None else None
     if isinstance(scheme, MixedPrecision):
         return scheme.head_bits if is_head and build.quantization_bits is not None else None
     return scheme.head_bits if is_head and override is None else scheme.bits

@@ -20,7 +20,7 @@ from trtllm.compiler.calibration.segment_rounding import CalibrationSettings, Se
 from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
-from trtllm.passes.base import CalibratedWeight
+from trtllm.passes.base import CalibratedWeight, ChannelRanges
 from trtllm.progress import Progress
 
 BATCH_TOKENS = 2048
@@ -38,6 +38,8 @@ class Calibration:
     tensors: Mapping[str, LazyTensor] = field(default_factory=dict)
     rescaled: Mapping[str, Stored] = field(default_factory=dict)
     """Norms that took up channel scales: initializers of the network by name, float32."""
+    ranges: Mapping[str, ChannelRanges] = field(default_factory=dict)
+    """What went through the linear layers, by the checkpoint's tensor name; for schemes that round activations."""
 
 
 def calibrate(

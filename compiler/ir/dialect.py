@@ -109,6 +109,10 @@ def _linear(node: ir.Node, _: Mapping[str, Any]) -> Results:
     return [([*x[:-1], weight[0]], _type(node, 0))]
 
 
+def _scaled_linear(node: ir.Node, attributes: Mapping[str, Any]) -> Results:
+    return [([*_shape(node, 0)[:-1], attributes["outputs"]], _type(node, 0))]
+
+
 def _head(node: ir.Node, attributes: Mapping[str, Any]) -> Results:
     return [(_linear(node, attributes)[0][0], ir.DataType.FLOAT)]
 
@@ -167,6 +171,14 @@ _LIST = (
     Operator(
         "Linear", ("x", "weight", "bias?"), ("y",), {}, _linear,
         "x [..., K] times the transpose of weight [N, K], plus bias [N]. The weight may be dequantized in the graph.",
+    ),
+    Operator(
+        "ScaledLinear", ("x", "values", "scales", "factor?", "activation_scale?", "bias?"), ("y",),
+        {"element": REQUIRED, "rounding": REQUIRED, "outputs": REQUIRED, "rows": 0, "columns": 0,
+         "scale_element": "float32"}, _scaled_linear,
+        "Linear with a weight in a small format (element e4m3, int8 or e2m1 in pairs): values [N, K] times the scales"
+        " of their blocks of `rows` x `columns` (0: all), times factor; activations are rounded to the same format by"
+        " one scale (rounding tensor), by token, by block of a token (128, e2m1 16), or not at all.",
     ),
     Operator(
         "RMSNorm", ("x", "weight"), ("y",), {"epsilon": 1e-6}, _same,

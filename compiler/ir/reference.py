@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
+from trtllm.compiler.ir.scaled_reference import scaled_linear
 from trtllm.compiler.ir.weights import DTYPES
 from trtllm.dtypes import DType
 
@@ -310,6 +311,7 @@ def _like(b: GraphBuilder, number: float, value: ir.Value) -> ir.Value:
 BODIES: Mapping[str, Body] = {
     "Embedding": _embedding,
     "Linear": _linear,
+    "ScaledLinear": scaled_linear,
     "RMSNorm": _rms_norm,
     "LayerNorm": _layer_norm,
     "AddRMSNorm": _add_rms_norm,

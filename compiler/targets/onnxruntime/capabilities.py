@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.dtypes import DType
+from trtllm.quantization import SCHEMES, ScaledFormat
 
 CAPABILITIES = Capabilities(
     target="onnxruntime",
@@ -20,6 +21,7 @@ CAPABILITIES = Capabilities(
             "trtllm.cpu::PagedAttentionInt8",
             "trtllm.cpu::PagedAttentionFloat8",
             "trtllm.cpu::QuantizedLinear",
+            "trtllm.cpu::ScaledLinear",
             "com.microsoft::MoE",
             "com.microsoft::QMoE",
             "com.microsoft::SkipSimplifiedLayerNormalization",
@@ -27,7 +29,10 @@ CAPABILITIES = Capabilities(
         }
     ),
     compute_dtypes=(DType.FLOAT32, DType.FLOAT16),
-    schemes=frozenset({"W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "MIXED_PRECISION"}),
+    schemes=frozenset(
+        {"W8A16", "W4A16", "W4A16_AWQ", "W4A16_GPTQ", "W8A16_GPTQ", "MIXED_PRECISION"}
+        | {name for name, scheme in SCHEMES.items() if isinstance(scheme, ScaledFormat)}
+    ),
     dtype_fallbacks={DType.BFLOAT16: DType.FLOAT32},
     external_weights=True,
     static_cache=False,
