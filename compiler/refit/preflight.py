@@ -11,7 +11,7 @@ from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor
 from trtllm.checkpoints.recipes import Recipe
 from trtllm.compiler.engine import Engine
 from trtllm.compiler.refit.given import Given
-from trtllm.compiler.refit.recipes import is_calibrated, source_specs
+from trtllm.compiler.refit.recipes import is_calibrated, is_measured, source_specs
 from trtllm.compiler.refit.report import RefitReport, listed
 
 _BOOKKEEPING = frozenset({
@@ -150,6 +150,12 @@ class _Findings:
                 f"from new ones: {listed(calibrated, 2)}",
                 "--recalibrate calibrates the new weights",
             )
+        measured = [name for name in self.changed if is_measured(self.recipes[name])]
+        if measured and not self.recalibrates:
+            self.notes.append(
+                f"{len(measured)} weights keep the ranges that calibration measured on the weights of the build; "
+                "--recalibrate measures the new ones"
+            )
 
     def _problem(self, what: str, hint: str) -> None:
         self.problems.append(what)
@@ -186,7 +192,7 @@ class _Findings:
 
 
 def _stored_steps(recipe: Recipe) -> list[Recipe]:
-    own = [recipe] if recipe.step in ("stored_values", "stored_scales", "stored_offsets") else []
+    own = [recipe] if recipe.step in ("kept_values", "kept_scales", "kept_offsets") else []
     return own + [step for operand in recipe.operands for step in _stored_steps(operand)]
 
 

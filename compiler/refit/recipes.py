@@ -15,6 +15,14 @@ from trtllm.errors import BadInputError
 
 CALIBRATED_STEP = "stored"
 """The step of a source that calibration made: it belongs to the weights that were calibrated, and to no others."""
+MEASURED_STEP = "constants"
+"""The step of what calibration measured: a vector in the recipe itself, which other weights can be made with too."""
+_SEES_PUBLISHED = frozenset({
+    "quantized_values", "quantized_scales", "kept_values", "kept_scales", "kept_offsets", "asymmetric_values",
+    "asymmetric_scales", "asymmetric_minima", "block_scales", "power_scales", "row_scales", "scaled_by", "rounded_by",
+})  # fmt: skip
+"""Quantizing steps: they read what the checkpoint holds, in whatever floating type, and their own type is fixed."""
+_PASSES_TYPE = frozenset({"transpose", "reshape", "slice", "channel_scaled"})
 
 
 def stored_recipes(engine: Engine) -> dict[str, Recipe]:
@@ -33,6 +41,11 @@ def stored_recipes(engine: Engine) -> dict[str, Recipe]:
 def is_calibrated(recipe: Recipe) -> bool:
     """Whether it reads what calibration made."""
     return recipe.step == CALIBRATED_STEP or any(map(is_calibrated, recipe.operands))
+
+
+def is_measured(recipe: Recipe) -> bool:
+    """Whether it holds what calibration measured."""
+    return recipe.step == MEASURED_STEP or any(map(is_measured, recipe.operands))
 
 
 def source_specs(recipes: Mapping[str, Recipe]) -> dict[str, Source]:
@@ -58,19 +71,15 @@ def rebound(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
 
     A quantization then sees the published values, as it does in a fresh build.
     """
-    return _rebound(recipe, tensors)
-
-
-def _rebound(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
     if isinstance(recipe, Cast):
         inner = _published(recipe.of, tensors)
         return inner if inner.dtype is recipe.to else Cast(inner, recipe.to)
-    if _quantizes(recipe):
+    if recipe.step in _SEES_PUBLISHED:
         return _with_operands(recipe, tensors, _published)
     if isinstance(recipe, Source):
         published = _published(recipe, tensors)
         return published if published.dtype is recipe.dtype else Cast(published, recipe.dtype)
-    return _with_operands(recipe, tensors, _rebound)
+    return _with_operands(recipe, tensors, rebound)
 
 
 def _published(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
@@ -82,18 +91,10 @@ def _published(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
         return replace(recipe, source_dtype=tensor.spec.dtype)
     if recipe.step in ("concat", "stack"):
         parts = _with_operands(recipe, tensors, _published)
-        return parts if len({part.dtype for part in parts.operands}) == 1 else _with_operands(recipe, tensors, _rebound)
-    if recipe.step in ("transpose", "reshape", "slice"):
+        return parts if len({part.dtype for part in parts.operands}) == 1 else _with_operands(recipe, tensors, rebound)
+    if recipe.step in _PASSES_TYPE:
         return _with_operands(recipe, tensors, _published)
-    return _rebound(recipe, tensors)
-
-
-def _quantizes(recipe: Recipe) -> bool:
-    """Steps whose own type does not depend on their operand's."""
-    operands = recipe.operands
-    return bool(operands) and recipe.step.endswith(("_values", "_scales", "_minima", "_offsets")) and all(
-        operand.dtype in (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16) for operand in operands
-    ) and recipe.step not in ("tiled_values", "tiled_scales")  # fmt: skip
+    return rebound(recipe, tensors)
 
 
 def _with_operands(recipe: Recipe, tensors: Mapping[str, LazyTensor], change: Any) -> Recipe:

@@ -24,7 +24,7 @@ from trtllm.compiler.engine import (
 from trtllm.compiler.pipeline import calibrated, compile_network
 from trtllm.compiler.refit.given import Given, open_given
 from trtllm.compiler.refit.preflight import differing_config, examine
-from trtllm.compiler.refit.recipes import is_calibrated, rebound, stored_recipes
+from trtllm.compiler.refit.recipes import is_calibrated, is_measured, rebound, stored_recipes
 from trtllm.compiler.refit.report import RefitReport, listed
 from trtllm.compiler.refit.verification import Verification, verify_against, verify_finite
 from trtllm.compiler.stripping import EnginePayloads
@@ -131,7 +131,7 @@ def prepare_refit(
             hint = "a model that computes otherwise needs an engine of its own: trtllm-build"
             report = replace(report, problems=tuple(problems), hints=(hint,))
     changed = set(report.changed_weights)
-    if compiled is not None and options.recalibrate:
+    if compiled is not None:
         fresh = {weight.name or "": weight.recipe for weight in compiled.weights}
         recipes = {
             name: fresh[name] if name in changed else recipe for name, recipe in recipes.items() if name in fresh
@@ -152,7 +152,10 @@ def _lowered(
     if checkpoint is None:
         return given, None, []
     different = differing_config(engine, checkpoint)
-    wants = options.recalibrate and any(map(is_calibrated, recipes.values()))
+    is_chosen = any(is_calibrated(recipe) or is_measured(recipe) for recipe in recipes.values())
+    wants = options.recalibrate and is_chosen
+    if different and is_chosen and not wants:
+        return given, None, [f"config.json differs in {listed(different)}, and only --recalibrate builds its graph"]
     if not different and not wants:
         return given, None, []
     try:
@@ -329,12 +332,12 @@ def _verified(prepared: PreparedRefit, engine: Engine, progress: Progress) -> Ve
     )
     if checkpoint is None or not covers:
         return verify_finite(engine)
-    changed = set(prepared.report.changed_weights)
-    compiled = prepared.compiled
-    if compiled is None:
-        compiled = compile_network(checkpoint, engine_build(engine))
-    if not given.is_complete and len(changed) < len(prepared.recipes):
+    if len(prepared.report.changed_weights) < len(prepared.recipes):
         return verify_finite(engine)
+    compiled = prepared.compiled
+    if compiled is None and any(map(is_measured, prepared.recipes.values())):
+        return verify_finite(engine)
+    compiled = compiled or compile_network(checkpoint, engine_build(engine))
     return verify_against(engine, checkpoint, compiled, prepared.recipes, progress)
 
 

@@ -50,7 +50,7 @@ class Verification:
             )
         if self.method == "recipes":
             return "verified: a fresh lowering of the checkpoint makes the same graph and the same recipes"
-        return "verified: the logits are finite; without a whole checkpoint there is nothing to compare them with"
+        return "verified: the logits are finite; there is no fresh build of just these weights to compare them with"
 
 
 def verify_against(

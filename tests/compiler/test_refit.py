@@ -26,7 +26,14 @@ from trtllm.errors import BadInputError, UsageError
 from trtllm.quantization import SCHEMES, CalibratedWeightOnly
 
 SCHEME_NAMES = [None, *sorted(name for name in SCHEMES if name in CAPABILITIES.schemes)]
-PLAIN = [name for name in SCHEME_NAMES if name is None or not isinstance(SCHEMES[name], CalibratedWeightOnly)]
+
+
+def is_calibrated(name: str | None) -> bool:
+    scheme = SCHEMES[name] if name else None
+    return isinstance(scheme, CalibratedWeightOnly) or bool(getattr(scheme, "needs_ranges", False))
+
+
+PLAIN = [name for name in SCHEME_NAMES if not is_calibrated(name)]
 
 MIXED = {"*.mlp.down_proj": "W8A16", "*.self_attn.*": "W4A16"}
 
@@ -373,9 +380,15 @@ def test_a_calibrated_engine_needs_to_be_calibrated_again(
     for model in models:
         write_tokenizer(model)
     engine, fresh = build(models[0], quantization=scheme), build(models[1], "fresh", quantization=scheme)
-    with pytest.raises(BadInputError, match="chosen by calibration") as caught:
-        refit_engine(engine, models[1])
-    assert "--recalibrate" in caught.value.hint
+    if isinstance(SCHEMES[scheme], CalibratedWeightOnly):
+        with pytest.raises(BadInputError, match="chosen by calibration") as caught:
+            refit_engine(engine, models[1])
+        assert "--recalibrate" in caught.value.hint
+    else:
+        replayed = refit_engine(engine, models[1], tmp_path / "replayed")
+        assert any("--recalibrate" in note for note in replayed.report.notes)
+        back = refit_engine(replayed.engine, models[0], tmp_path / "back")
+        assert hashes(back.engine) == hashes(engine) != hashes(replayed.engine)
     refitted = refit_engine(engine, models[1], options=RefitOptions(recalibrate=True))
     assert hashes(refitted.engine) == hashes(fresh) != hashes(engine)
 
