@@ -10,6 +10,20 @@ def quantize_blocks(
     scale_dtype: str,
     threads: int = 0,
     scalar: bool = False,
+    search: bool = False,
+    importance: Any = None,
 ) -> tuple[str, int]: ...
+def gptq(
+    weights: Any,
+    factor: Any,
+    order: Any,
+    importance: Any,
+    bits: int,
+    block_size: int,
+    static_scales: bool,
+    values: Any,
+    scales: Any,
+    threads: int = 0,
+) -> bool: ...
 def convert(source: Any, from_dtype: str, destination: Any, to_dtype: str, threads: int = 0) -> None: ...
 def tile(source: Any, rows: int, blocks: int, bits: int, tiles: Any, threads: int = 0) -> None: ...

@@ -80,7 +80,7 @@ def quantize_blocks(
 
     values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // block_size), DTYPES[scale_dtype])
-    wanted = {"search": True, "importance": importance} if search else {}
+    wanted: dict[str, Any] = {"search": True, "importance": importance} if search else {}
     fault, block = _native.quantize_blocks(
         _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads, **wanted
     )  # fmt: skip

@@ -113,7 +113,8 @@ def scoring_session(engine: Engine, context: int, threads: int | None = None) ->
             f"a context of {context} exceeds the {session.info.max_seq_len} tokens of {engine.path}",
             "choose a smaller context, or build the engine with a larger --max-seq-len",
         )
-    return session  # type: ignore[no-any-return]
+    scoring: Session = session
+    return scoring
 
 
 def window_logits(session: Session, window: np.ndarray) -> Iterator[np.ndarray]:

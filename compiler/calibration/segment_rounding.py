@@ -47,7 +47,7 @@ class SegmentRounder:
         """Tensors to store by name, and all payloads of the segment as the quantized graph has them."""
         if self._settings.method == "awq":
             # the last first: what a product's inputs are scaled by changes the weight that makes them
-            for value, linears in reversed(groups.items()):
+            for value, linears in reversed(list(groups.items())):
                 self._round_scaled(value, linears)
         else:
             for value, linears in groups.items():
@@ -66,10 +66,10 @@ class SegmentRounder:
             weights = [self._weights[_weight_name(linear)] for linear in linears]
             scales = channel_scales(weights, moments, bits, block_size)
         if norm is not None:
-            for weight in norm.inputs[1:]:
-                name = weight.name if weight is not None else None
-                self._weights[name or ""] = self._weights[name or ""] / scales
-                self._results[(name or "") + RESCALED] = self._weights[name or ""]
+            for vector in norm.inputs[1:]:
+                name = (vector.name or "") if vector is not None else ""
+                self._weights[name] = self._weights[name] / scales
+                self._results[name + RESCALED] = self._weights[name]
         elif gated is not None and self._is_quantized(gated):
             name = _weight_name(gated)
             self._weights[name] = self._weights[name] / scales[:, None]

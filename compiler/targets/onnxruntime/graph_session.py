@@ -10,7 +10,7 @@ import onnx_ir as ir
 from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.dialect import DOMAIN
 from trtllm.compiler.ir.network import Network
-from trtllm.config import BuildConfig
+from trtllm.config import build_config
 from trtllm.dtypes import DType
 from trtllm.passes.base import PassContext
 from trtllm.passes.inline_dialect import InlineDialect
@@ -25,7 +25,7 @@ class GraphSession:
         """Takes the network over: its dialect operators are inlined."""
         import onnxruntime
 
-        InlineDialect().run(network, PassContext(BuildConfig(), _REFERENCE))
+        InlineDialect().run(network, PassContext(build_config({}), _REFERENCE))
         network.model.opset_imports.pop(DOMAIN, None)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
