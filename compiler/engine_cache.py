@@ -1,7 +1,7 @@
 """Engines of models that were built before, kept in the user's cache folder and found again by what they are made of.
 
 A record is found by the network's hash, the weights' hash, the tokenizer's files, the build's options and the versions
-of everything that had a part. `<root>/<key>/engine` is the engine directory, `<key>/used` is locked while a process has
+of everything that had a part. One of the same network and options with other weights is refitted, not built. `<root>/<key>/engine` is the engine directory, `<key>/used` is locked while a process has
 the engine open and its time tells the last use, `<key>.lock` is locked by whoever looks up, builds or removes.
 """
 
@@ -25,6 +25,7 @@ from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.compiler.engine import FORMAT_VERSION, Engine, file_sha256, open_engine
 from trtllm.compiler.pipeline import Prepared, finish_build, prepare_build
 from trtllm.compiler.pipeline import compile as compile_engine
+from trtllm.compiler.plan import check_plan
 from trtllm.config import BuildConfig
 from trtllm.environment import cache_root as default_cache_root
 from trtllm.errors import BadInputError
@@ -50,7 +51,7 @@ def cached_engine(
     """The engine of a model, from the cache or built into it.
 
     Args:
-        model, tokenizer, progress: as `trtllm.compile` takes them; the progress is told whether it was built.
+        model, tokenizer, progress: as `trtllm.compile` takes them; the progress is told whether it was found, refitted or built.
         cache_root: the folder of the cache; $TRTLLM_CACHE/engines or the user's cache folder by default.
         max_records, max_cache_storage_gb: what is kept; the least recently used engines go first, and none that a
             process has open.
@@ -65,7 +66,9 @@ def cached_engine(
     prepared = prepare_build(model, build, root / f".new-{uuid.uuid4().hex}", tokenizer=tokenizer, progress=progress)
     key = _key(prepared, _weights_hash(model, prepared.checkpoint, root))
     with _locked(root / f"{key}.lock", progress):
-        engine = _stored(root / key, verify, progress) or _built(root / key, prepared, progress)
+        engine = _stored(root / key, verify, progress)
+        engine = engine or _refitted(root, key, prepared, progress) or _built(root / key, prepared, progress)
+        _note_network(root / key, prepared)
         _hold(engine, root / key)
     _evict(root, max_records, int(max_cache_storage_gb * 1e9), keep=key)
     return engine
@@ -101,6 +104,55 @@ def _stored(record: Path, verify: bool, progress: Progress) -> Engine | None:
         return None
     progress.note(f"engine from the cache: {engine.path}")
     return engine
+
+
+def _refitted(root: Path, key: str, prepared: Prepared, progress: Progress) -> Engine | None:
+    """The engine, made of a cached one that has the same network and other weights; None when there is none."""
+    from trtllm.compiler.refit.refit import refit_built
+
+    network = _network_key(prepared)
+    for path in sorted(root.glob("*/network"), key=lambda path: path.stat().st_mtime, reverse=True):
+        record = path.parent
+        with contextlib.suppress(OSError, BadInputError), _held(record) as is_free:
+            if not is_free or record.name == key or path.read_text(encoding="utf-8") != network:
+                continue
+            begun = time.monotonic()
+            other = open_engine(record / "engine", verify=False)
+            check_plan(prepared.plan)
+            (root / key).mkdir(exist_ok=True)
+            try:
+                engine = refit_built(other, prepared.checkpoint, prepared.compiled, root / key / "engine", progress)
+            except BaseException:
+                _remove(root / key)
+                raise
+            progress.note(f"engine refitted in {time.monotonic() - begun:.1f} s from {record.name}: {engine.path}")
+            return engine
+    return None
+
+
+@contextlib.contextmanager
+def _held(record: Path) -> Iterator[bool]:
+    """Keeps a record from being removed meanwhile; False when somebody else is at it."""
+    descriptor = os.open(record.with_name(f"{record.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _network_key(prepared: Prepared) -> str:
+    """What engines share that differ in their weights alone."""
+    compiled = prepared.compiled
+    parts = [
+        compiled.network_hash,
+        compiled.build.model_dump(mode="json"),
+        FORMAT_VERSION, __version__, compiled.target.library_version(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _note_network(record: Path, prepared: Prepared) -> None:
+    (record / "network").write_text(_network_key(prepared), encoding="utf-8")
 
 
 def _built(record: Path, prepared: Prepared, progress: Progress) -> Engine:

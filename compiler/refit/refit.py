@@ -19,9 +19,9 @@ from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Recipe, recipe_from_json
 from trtllm.compiler.compiled import Compiled
 from trtllm.compiler.engine import (
-    CONFIG, MANIFEST, RECIPES, WEIGHTS, Engine, EngineWriter, Manifest, WeightEntry, check_free, open_engine, writing,
+    CONFIG, ENGINE, MANIFEST, RECIPES, WEIGHTS, Engine, EngineWriter, Manifest, WeightEntry, check_free, open_engine, writing,
 )  # fmt: skip
-from trtllm.compiler.pipeline import calibrated, compile_network
+from trtllm.compiler.pipeline import calibrated, compile_network, engine_config
 from trtllm.compiler.refit.given import Given, open_given
 from trtllm.compiler.refit.preflight import differing_config, examine
 from trtllm.compiler.refit.recipes import is_calibrated, is_measured, rebound, stored_recipes
@@ -70,6 +70,8 @@ class PreparedRefit:
     compiled: Compiled | None
     """The checkpoint lowered afresh, where that was needed."""
     options: RefitOptions
+    keeps_history: bool = True
+    """Whether the new engine says where its weights come from, and can be reverted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,22 @@ def prepare_refit(
     return PreparedRefit(engine, given, report, recipes, reader, compiled, options)
 
 
+def refit_built(engine: Engine, checkpoint: Checkpoint, compiled: Compiled, target: Path, progress: Progress) -> Engine:
+    """An engine of a network that is lowered already, from one of the same network with other weights.
+
+    It is what a build makes, but for the order of its weights.
+    """
+    names = frozenset(checkpoint.tensors)
+    given = Given("checkpoint", checkpoint.source, checkpoint.tensors, names, checkpoint, is_complete=True)
+    recipes = {weight.name or "": weight.recipe for weight in compiled.weights}
+    report = examine(engine, recipes, given, recalibrates=True)
+    report.check()
+    options = RefitOptions(verify=False)
+    reader = RecipeReader(checkpoint.tensors)
+    prepared = PreparedRefit(engine, given, report, recipes, reader, compiled, options, keeps_history=False)
+    return finish_refit(prepared, target, progress=progress).engine
+
+
 def _lowered(
     engine: Engine, given: Given, recipes: Mapping[str, Recipe], options: RefitOptions, progress: Progress
 ) -> tuple[Given, Compiled | None, list[str]]:
@@ -216,7 +234,9 @@ def _write(prepared: PreparedRefit, writer: EngineWriter, progress: Progress) ->
     _check_reverted(prepared, manifest)
     replaces = given.kind == "checkpoint" and given.is_complete and given.checkpoint is not None
     assets = {name: content for name, content in given.checkpoint.assets.items() if "/" not in name} if replaces else {}  # type: ignore[union-attr]
-    for name in engine.manifest.files:
+    # A fine-tune that was saved without its tokenizer keeps the engine's.
+    takes_all = replaces and (not prepared.keeps_history or "tokenizer.json" in assets)
+    for name in [ENGINE] if takes_all else list(engine.manifest.files):
         if not (writer.folder / name).exists() and name not in (WEIGHTS, RECIPES, CONFIG, HISTORY, MANIFEST, *assets):
             shutil.copyfile(engine.path / name, writer.folder / name)
             writer.file_hashes[name] = engine.manifest.files[name].sha256
@@ -224,7 +244,7 @@ def _write(prepared: PreparedRefit, writer: EngineWriter, progress: Progress) ->
         writer.write_bytes(name, content if isinstance(content, bytes) else content.read_bytes())
     writer.write_json(RECIPES, {name: recipe.to_json() for name, recipe in prepared.recipes.items()})
     writer.write_json(CONFIG, _config(prepared, replaces=replaces))
-    if not prepared.options.revert:
+    if not prepared.options.revert and prepared.keeps_history:
         writer.write_json(HISTORY, _history(prepared))
     writer.write_json(MANIFEST, replace(manifest, files=writer.file_entries()).to_json())
 
@@ -260,6 +280,8 @@ def _write_weights(prepared: PreparedRefit, writer: EngineWriter, progress: Prog
 def _config(prepared: PreparedRefit, *, replaces: bool) -> dict[str, Any]:
     config = dict(prepared.engine.config)
     checkpoint = prepared.given.checkpoint
+    if replaces and checkpoint is not None and prepared.compiled is not None:
+        return engine_config(checkpoint, prepared.compiled)
     if replaces and checkpoint is not None:
         config["pretrained_config"] = dict(checkpoint.config) | {"architecture": checkpoint.architecture}
         config["source"] = {"format": checkpoint.format, "name": checkpoint.source}

@@ -20,6 +20,8 @@ BUILD = BuildConfig(max_seq_len=64, max_batch_size=2)
 class Notes:
     """A Progress that keeps what it is told."""
 
+    OUTCOMES = {"engine built in": "built", "engine refitted in": "refitted", "engine from the cache": "found"}  # noqa: RUF012
+
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -34,9 +36,9 @@ class Notes:
 
     @property
     def outcome(self) -> str:
-        told = [note for note in self.notes if note.startswith(("engine built in", "engine from the cache"))]
+        told = [note for note in self.notes if note.startswith(tuple(self.OUTCOMES))]
         assert len(told) == 1
-        return "built" if told[0].startswith("engine built") else "found"
+        return next(outcome for words, outcome in self.OUTCOMES.items() if told[0].startswith(words))
 
 
 def get(model: Any, root: Path, build: BuildConfig = BUILD, **options: Any) -> tuple[Engine, str]:
@@ -68,9 +70,9 @@ def test_another_build_or_other_weights_or_another_tokenizer_are_another_engine(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert get(model, root)[1] == "built"
+    assert get(model, root)[1] == "refitted"
     (model / "generation_config.json").write_text('{"eos_token_id": 3}')
-    assert get(model, root)[1] == "built"
+    assert get(model, root)[1] == "refitted"
     assert get(model, root)[1] == "found"
     assert len(records(root)) == 4
 
@@ -183,4 +185,21 @@ def test_a_model_in_memory_is_known_by_its_weights(tmp_path: Path) -> None:
     assert get(model, tmp_path)[1] == "found"
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
-    assert get(model, tmp_path)[1] == "built"
+    assert get(model, tmp_path)[1] == "refitted"
+
+
+def test_a_refitted_record_is_the_engine_that_a_build_makes(
+    tiny_checkpoint: Path, synthetic: Any, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "tuned"
+    synthetic.write_checkpoint(synthetic.PRESETS["tiny"], tuned, seed=1)
+    (tuned / "generation_config.json").write_text('{"eos_token_id": 3}')
+    get(tiny_checkpoint, tmp_path / "cache")
+    refitted, how = get(tuned, tmp_path / "cache")
+    built, how_alone = get(tuned, tmp_path / "alone")
+    assert (how, how_alone) == ("refitted", "built")
+    names = sorted(path.name for path in built.path.iterdir())
+    assert sorted(path.name for path in refitted.path.iterdir()) == names
+    for name in names:
+        assert (refitted.path / name).read_bytes() == (built.path / name).read_bytes(), name
+    assert get(tuned, tmp_path / "cache")[1] == "found"
