@@ -51,7 +51,7 @@ public:
                 if (!round_span(r, begin, end)) return false;
             for (std::size_t j = begin; j < end; ++j)
                 for (std::size_t r = 0; r < count; ++r)
-                    subtract(&rows_[r].weights[end], job_.factor + j * job_.columns + end, rows_[r].errors[j - begin],
+                    subtract(rows_[r].weights.data() + end, job_.factor + j * job_.columns + end, rows_[r].errors[j - begin],
                              job_.columns - end);
         }
         for (std::size_t r = 0; r < count; ++r) store(first + r, r);
@@ -81,14 +81,14 @@ private:
         Row &row = rows_[r];
         for (std::size_t j = begin; j < end; ++j) {
             const std::size_t column = static_cast<std::size_t>(job_.order[j]), block = column / job_.block_size;
-            if (!job_.static_scales && j % job_.block_size == 0 && !choose_scale(r, block, &row.weights[j])) return false;
+            if (!job_.static_scales && j % job_.block_size == 0 && !choose_scale(r, block, row.weights.data() + j)) return false;
             const float scale = scales_[r][block];
             const float integer = rounded_integer(row.weights[j], scale, job_.bits);
             const float *u = job_.factor + j * job_.columns;
             const float error = (row.weights[j] - integer * scale) / u[j];
             row.integers[column] = integer;
             row.errors[j - begin] = error;
-            subtract(&row.weights[j + 1], u + j + 1, error, end - j - 1);
+            subtract(row.weights.data() + j + 1, u + j + 1, error, end - j - 1);
         }
         return true;
     }
