@@ -1,4 +1,4 @@
-// The column loop of GPTQ for a few rows at a time: errors are spread within a block at once, beyond it when it is done.
+// The column loop of GPTQ for a few rows at a time: errors spread within a span at once, beyond it when it is done.
 #include "checkpoints/native/gptq.h"
 
 #include <algorithm>
@@ -51,8 +51,8 @@ public:
                 if (!round_span(r, begin, end)) return false;
             for (std::size_t j = begin; j < end; ++j)
                 for (std::size_t r = 0; r < count; ++r)
-                    subtract(rows_[r].weights.data() + end, job_.factor + j * job_.columns + end, rows_[r].errors[j - begin],
-                             job_.columns - end);
+                    subtract(rows_[r].weights.data() + end, job_.factor + j * job_.columns + end,
+                             rows_[r].errors[j - begin], job_.columns - end);
         }
         for (std::size_t r = 0; r < count; ++r) store(first + r, r);
         return true;
@@ -81,7 +81,8 @@ private:
         Row &row = rows_[r];
         for (std::size_t j = begin; j < end; ++j) {
             const std::size_t column = static_cast<std::size_t>(job_.order[j]), block = column / job_.block_size;
-            if (!job_.static_scales && j % job_.block_size == 0 && !choose_scale(r, block, row.weights.data() + j)) return false;
+            const bool begins_block = !job_.static_scales && j % job_.block_size == 0;
+            if (begins_block && !choose_scale(r, block, row.weights.data() + j)) return false;
             const float scale = scales_[r][block];
             const float integer = rounded_integer(row.weights[j], scale, job_.bits);
             const float *u = job_.factor + j * job_.columns;

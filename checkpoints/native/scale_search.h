@@ -10,9 +10,9 @@ namespace trtllm {
 
 inline constexpr std::size_t kLongestBlock = 256;
 
-// A scale for `length` elements (a multiple of 8, at most kLongestBlock), as it is after rounding to `scale_dtype`, with
-// integers in [-8, 7]. `importance` weighs the elements' squared errors; null weighs them alike. Its error is never above
-// that of `fallback`, which is a scale after the same rounding: then that one is returned.
+// A scale for `length` elements (a multiple of 8, at most kLongestBlock), as it is after rounding to `scale_dtype`,
+// with integers in [-8, 7]. `importance` weighs the elements' squared errors; null weighs them alike. Its error is
+// never above that of `fallback`, which is a scale after the same rounding: then that one is returned.
 float search_scale4(const float *x, const float *importance, std::size_t length, float fallback, Float scale_dtype);
 
 // `value` after rounding to a scale's type; a zero is never negative.
