@@ -14,7 +14,7 @@ QUESTION ?= What is the capital of France?
 
 run: $(VENV)/installed ## build an engine of a small model and ask it a question
 	model=$$($(BIN)/python tools/dev/fetch_models.py smollm2); \
-	if [ ! -f $(ENGINE)/manifest.json ]; then $(BIN)/trtllm-build "$$model" --output-dir $(ENGINE) --target onnxruntime; fi
+	if [ ! -f $(ENGINE)/manifest.json ]; then $(BIN)/trtllm-build "$$model" --output-dir $(ENGINE) --dequantize; fi
 	$(BIN)/python examples/chat.py $(ENGINE) "$(QUESTION)"
 
 test: $(VENV)/installed-test models lint sanitize ## lint, types, the C++ tests under sanitizers, and the tests

@@ -38,7 +38,7 @@ def build_engines(gguf: Path, folder: Path) -> None:
 
     for file, quantization in (("trtllm-fp32", None), ("trtllm-w4a16", "W4A16"), ("trtllm-w8a16", "W8A16")):
         if not (folder / file).exists():
-            options = {} if quantization is None else {"quantization": quantization}
+            options = {"dequantize": True} if quantization is None else {"quantization": quantization}
             trtllm.compile(str(gguf), output_dir=str(folder / file), target="onnxruntime", **options)
 
 

@@ -58,6 +58,7 @@ def compile(
     target: str | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
+    dequantize: bool | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
     config: BuildConfig | None = None,
@@ -70,7 +71,8 @@ def compile(
         model: a path (Hugging Face directory, GGUF file), a hub id, or a transformers model in memory.
         output_dir: where the engine directory goes; it must not exist. Without it the engine lives in a temporary
             folder for as long as the returned object.
-        target, dtype, quantization, max_batch_size, max_seq_len: the same fields of `config`, which they override.
+        target, dtype, quantization, dequantize, max_batch_size, max_seq_len: the same fields of `config`, which they
+            override.
         tokenizer: the tokenizer of a model in memory.
         progress: told of stages and notes.
 
@@ -81,6 +83,7 @@ def compile(
         "target": target,
         "dtype": dtype,
         "quantization": quantization,
+        "dequantize": dequantize,
         "max_batch_size": max_batch_size,
         "max_seq_len": max_seq_len,
     }

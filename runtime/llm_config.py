@@ -125,6 +125,7 @@ class LlmArgs:
     max_beam_width: int = setting(default=1, at_least=1)
     dtype: str | None = None
     quantization: str | None = None
+    dequantize: bool = False
     target: str | None = None
     kv_cache_config: KvCacheConfig | None = None
     scheduler_config: SchedulerConfig | None = None
@@ -151,7 +152,8 @@ class LlmArgs:
     def build_options(self) -> dict[str, Any]:
         """The arguments that a build takes, without those not given."""
         names = ("target", "dtype", "quantization", "max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {**given, "dequantize": True} if self.dequantize else given
 
 
 _ONE_MACHINE = "engines run in one process on one machine"

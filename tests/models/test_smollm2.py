@@ -41,7 +41,7 @@ PROMPTS = (
 @pytest.fixture(scope="module")
 def engine(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2") / "fp32"
-    compile(smollm2_gguf, output_dir=folder, dtype="float32", max_batch_size=8, max_seq_len=512)
+    compile(smollm2_gguf, output_dir=folder, dequantize=True, max_batch_size=8, max_seq_len=512)
     return folder
 
 
