@@ -15,14 +15,15 @@ import numpy as np
 from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor, TensorSpec
 from trtllm.checkpoints.pruned import is_pruned_tensor, pruned_hashes
 from trtllm.compiler.engine import CONFIG, ENGINE, MANIFEST, RECIPES, WEIGHTS, Engine, open_engine
-from trtllm.compiler.inspection.payloads import engine_tensors, floats, matrices, row_chunks
+from trtllm.compiler.inspection.payloads import engine_tensors, floats, matrices, payload_hash, row_chunks
 from trtllm.compiler.refit.recipes import stored_recipes
+from trtllm.compiler.refit.refit import HISTORY
 from trtllm.dtypes import DType
 from trtllm.errors import UsageError
 from trtllm.progress import Progress
 
 _ABOUT_THE_BUILD = ("source", "notes")
-_OWN_FILES = (CONFIG, ENGINE, RECIPES, WEIGHTS)
+_OWN_FILES = (CONFIG, ENGINE, RECIPES, WEIGHTS, HISTORY)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _tensor_difference(name: str, a: _Side, b: _Side) -> TensorDifference | None
     if not is_held:
         missing = a if name not in a.tensors else b
         held = (b if missing is a else a).tensors.get(name)
-        if held is not None and missing.hashes.get(name) == _payload_hash(held) and left.dtype is right.dtype:
+        if held is not None and missing.hashes.get(name) == payload_hash(held) and left.dtype is right.dtype:
             return None
         what = "values" if all(hashes) else "unknown"
         return TensorDifference(name, "dtype" if left.dtype is not right.dtype else what, *spelled)
@@ -213,13 +214,6 @@ def _spelled(spec: TensorSpec | None) -> str:
 
 def _same_bytes(a: LazyTensor, b: LazyTensor) -> bool:
     return all(a.read(*rows).tobytes() == b.read(*rows).tobytes() for rows in row_chunks(a))
-
-
-def _payload_hash(tensor: LazyTensor) -> str:
-    digest = hashlib.sha256()
-    for start, stop in row_chunks(tensor):
-        digest.update(np.ascontiguousarray(tensor.read(start, stop)).tobytes())
-    return digest.hexdigest()
 
 
 def error_norms(a: LazyTensor, b: LazyTensor) -> tuple[float, float]:

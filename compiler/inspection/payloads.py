@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from math import prod
@@ -141,6 +142,14 @@ def row_chunks(tensor: LazyTensor, chunk_bytes: int = 8 << 20) -> Iterator[tuple
     step = max(TILE_ROWS, chunk_bytes // max(1, 4 * prod(shape[1:])))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def payload_hash(tensor: LazyTensor) -> str:
+    """sha256 in hex of what a tensor reads as, a few rows at a time."""
+    digest = hashlib.sha256()
+    for start, stop in row_chunks(tensor):
+        digest.update(np.ascontiguousarray(tensor.read(start, stop)).tobytes())
+    return digest.hexdigest()
 
 
 def floats(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:
