@@ -7,7 +7,7 @@
 namespace trtllm {
 
 // W [rows, columns] approximates outputs W x; `factor` is U [columns, columns], upper triangular, with U^T U the
-// inverse of the inputs' (damped) second moments in the order of `order`: row and column j of it speak of column order[j] of W.
+// inverse of the inputs' (damped) second moments. Its row and column j speak of column order[j] of W.
 struct GptqJob {
     float *weights;            // [rows, columns]: used up
     const float *factor;       // [columns, columns], row-major
