@@ -132,7 +132,10 @@ def prepare_build(
     """
     progress = progress or Silent()
     check_free(output_dir.absolute())
-    target_named(build.target).library_version()
+    target = target_named(build.target)
+    target.library_version()
+    check_options(build, target.capabilities)  # before calibration, which takes minutes
+    compute_dtype(build, target.capabilities, [])
     checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
     threads = limits.threads if limits is not None else 0
     calibration = calibrated(checkpoint, build, progress, threads=threads) if calibrates else Calibration()

@@ -27,6 +27,8 @@ class Capabilities:
     """Quantization schemes by name."""
     dtype_fallbacks: Mapping[DType, DType] = field(default_factory=dict)
     """A type that a user may ask for and the type it becomes, with a note."""
+    scheme_capabilities: Mapping[str, int] = field(default_factory=dict)
+    """Of schemes that need a kind of GPU: the first compute capability that has it, as 89."""
     external_weights: bool = False
     """Whether weights stay outside the engine file, so that they can be read by mapping and replaced."""
     packed_int4: bool = False

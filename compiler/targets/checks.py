@@ -18,12 +18,20 @@ SHOWN_NODES = 3
 def check_options(build: BuildConfig, capabilities: Capabilities) -> None:
     """Raises UsageError that lists every option of the build that the target does not honour."""
     problems = [problem for name in TARGET_OPTIONS for problem in _option_problems(name, build, capabilities)]
+    problems += _scheme_problems(build, capabilities)
     if problems:
         known = ", ".join(sorted(capabilities.options)) or "none of " + ", ".join(TARGET_OPTIONS)
         raise UsageError(
             f"target {capabilities.target} cannot build this: {'; '.join(problems)}",
             f"leave the option out, or choose another --target; {capabilities.target} takes {known}",
         )
+
+
+def _scheme_problems(build: BuildConfig, capabilities: Capabilities) -> Iterator[str]:
+    needed = capabilities.scheme_capabilities.get(build.quantization or "", 0)
+    for name in build.compute_capabilities:
+        if name.isdigit() and int(name) < needed:
+            yield f"{build.quantization} needs compute capability {needed}, {name} has no products in its format"
 
 
 def _option_problems(name: str, build: BuildConfig, capabilities: Capabilities) -> Iterator[str]:

@@ -133,6 +133,22 @@ class Emission:
             self._constants[key] = self._constant(shape, weight.recipe.dtype, data, value.name or "")
         return self._constants[key]
 
+    def stored(self, value: ir.Value | None, type_name: str, shape: tuple[int, ...]) -> Any:
+        """A weight's bytes as a constant of one of the library's types, which ours need not have a name for."""
+        assert value is not None and isinstance(value.const_value, Weight), f"{self.label} lacks a weight"
+        key = ("stored", id(value))
+        if key not in self._constants:
+            data = self._payload(value.const_value)
+            self._alive.append(data)
+            weights = self.trt.Weights(getattr(self.trt.DataType, type_name), data.ctypes.data, prod(shape))
+            layer = self._call(self.network.add_constant, shape, weights)
+            if layer is None:
+                raise self.refusal(self._log.first_error())
+            layer.name = value.name
+            self.network.set_weights_name(weights, value.name)
+            self._constants[key] = layer.get_output(0)
+        return self._constants[key]
+
     def _constant(self, shape: tuple[int, ...], dtype: DType, data: np.ndarray, weight_name: str = "") -> Any:
         self._alive.append(data)
         weights = self.library.weights(dtype, data.ctypes.data, prod(shape))

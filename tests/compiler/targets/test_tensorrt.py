@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.compiler import pipeline
+from trtllm.compiler.calibration.calibrate import Calibration
 from trtllm.compiler.engine import ENGINE, open_engine
 from trtllm.compiler.models.table import ARCHITECTURES
 from trtllm.compiler.pipeline import build_engine, compile_network, read_model
 from trtllm.config import build_config
-from trtllm.errors import TargetError
+from trtllm.errors import TargetError, UnsupportedModelError, UsageError
 from trtllm.progress import Silent
 from trtllm.runtime.session import open_session
 
@@ -42,6 +44,31 @@ def test_a_plan_is_built_in_every_type(tiny_model, tmp_path, dtype, quantization
     engine = build(model, tmp_path, dtype=dtype, quantization=quantization, optimization_level=level)
     assert open_engine(engine.path).manifest.files[ENGINE].nbytes > 100_000
     assert {file.name for file in engine.path.iterdir()} >= {ENGINE, "manifest.json", "config.json", "recipes.json"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "quantization",
+    ["FP8", "NVFP4", "W4A16_MXFP4", "W8A8_SQ_PER_CHANNEL", "W8A8_SQ_PER_TENSOR_PLUGIN"],
+)
+def test_small_formats_become_plans(tiny_model, tmp_path, monkeypatch, quantization, dtype) -> None:
+    monkeypatch.setattr(pipeline, "calibrated", lambda *_, **__: Calibration())  # these models have no tokenizer
+    model = tiny_model("LlamaForCausalLM")
+    engine = build(model, tmp_path, quantization=quantization, dtype=dtype)
+    assert engine.manifest.files[ENGINE].nbytes > 100_000
+    names = {weight.name for weight in engine.manifest.weights}
+    assert any(name.endswith("_values") for name in names) and any(name.endswith("_scales") for name in names)
+
+
+@pytest.mark.parametrize("quantization", ["FP8_BLOCK_SCALES", "W8A8", "FP8_PER_CHANNEL_PER_TOKEN"])
+def test_formats_without_a_layer_are_refused_by_name(tiny_model, tmp_path, quantization) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"does not run quantization {quantization}"):
+        build(tiny_model("LlamaForCausalLM"), tmp_path, quantization=quantization)
+
+
+def test_a_gpu_without_the_format_is_refused(tiny_model, tmp_path) -> None:
+    with pytest.raises(UsageError, match="FP8 needs compute capability 89, 86 has no products in its format"):
+        build(tiny_model("LlamaForCausalLM"), tmp_path, quantization="FP8", compute_capabilities=("86", "89"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

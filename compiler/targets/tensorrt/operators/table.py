@@ -9,6 +9,7 @@ from trtllm.compiler.targets.tensorrt.operators import (
     elementwise,
     normalization,
     products,
+    scaled,
     selection,
     shapes,
 )
@@ -74,6 +75,7 @@ OPERATORS: Mapping[str, Emit] = {
     "::ReduceL2": selection.reduce_l2,
     # Layers of a transformer.
     "trtllm::Linear": products.linear,
+    "trtllm::ScaledLinear": scaled.scaled_linear,
     "::MatMul": products.matmul,
     "::DequantizeLinear": products.dequantize,
     "::RMSNormalization": normalization.rms_norm,
