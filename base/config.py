@@ -21,6 +21,8 @@ class BuildConfig(BaseModel):
     Lengths count tokens, batch sizes count sequences. `None` means "derived": `max_seq_len` from the model and
     memory, `dtype` from the target, `opt_*` from the maxima, `group_size` and `weight_scales` from the scheme.
 
+    Without a `quantization` (or with "auto") a checkpoint that is stored quantized keeps its own, unless `dequantize`.
+
     `exclude_modules` are globs over module names that keep full precision, `quantized_layers` maps such globs to other
     schemes, `quantization_bits` is the average of a MIXED_PRECISION in bits per weight. Calibration reads `calib_size`
     samples of `calib_max_seq_length` tokens of `calib_dataset`, a JSONL or text file (None: the text that comes with
@@ -106,6 +108,8 @@ class BuildConfig(BaseModel):
 def build_config(values: Mapping[str, Any]) -> BuildConfig:
     """A checked BuildConfig. Raises UsageError that lists everything wrong, with the nearest known name."""
     known = BuildConfig.model_fields
+    if values.get("quantization") == "auto":
+        values = {**values, "quantization": None}
     unknown = [f"'{key}'{_suggest(key, known)}" for key in values if key not in known]
     if unknown:
         raise UsageError(f"unknown build option {', '.join(unknown)}", "see trtllm-build --help for the options")

@@ -52,7 +52,9 @@ def engine_of(arguments, scheme: str):
     from trtllm.compiler.pipeline import build_engine
     from trtllm.config import build_config
 
-    options = json.loads(scheme) if scheme.startswith("{") else {} if scheme == "none" else {"quantization": scheme}
+    options = json.loads(scheme) if scheme.startswith("{") else {"quantization": scheme}
+    if scheme == "none":
+        options = {"dequantize": True}
     name = scheme if scheme.isidentifier() else hashlib.sha256(scheme.encode()).hexdigest()[:12]
     path = arguments.engines / name
     if path.exists():

@@ -77,8 +77,9 @@ class BuildRequest:
             values["exclude_modules"] = tuple(filter(None, values["exclude_modules"].replace(" ", "").split(",")))
         if isinstance(values.get("quantized_layers"), str):
             values["quantized_layers"] = _schemes_by_layer(values["quantized_layers"])
-        if str(values.get("quantization")).lower() in _NO_QUANTIZATION:
-            values["quantization"] = None
+        named = values.get("quantization")
+        if isinstance(named, str) and named.lower() in _NO_QUANTIZATION:
+            values |= {"quantization": None, "dequantize": True}
         cache = values.pop("kv_cache_dtype", None)
         values["kv_cache_quant_algo"] = _cache_algorithm(values.get("kv_cache_quant_algo") or cache)
         return build_config(values)
