@@ -1,8 +1,10 @@
 """Engines of models that were built before, kept in the user's cache folder and found again by what they are made of.
 
 A record is found by the network's hash, the weights' hash, the tokenizer's files, the build's options and the versions
-of everything that had a part. One of the same network and options with other weights is refitted, not built. `<root>/<key>/engine` is the engine directory, `<key>/used` is locked while a process has
-the engine open and its time tells the last use, `<key>.lock` is locked by whoever looks up, builds or removes.
+of everything that had a part. One of the same network and options with other weights is refitted, not built.
+`<root>/<key>/engine` is the engine directory, `<key>/used` is locked while a process has the engine open and its time
+tells the last use, `<key>.lock` is locked by whoever looks up, builds or removes, `<key>/network` says what engines
+share that differ in their weights alone.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def cached_engine(
     """The engine of a model, from the cache or built into it.
 
     Args:
-        model, tokenizer, progress: as `trtllm.compile` takes them; the progress is told whether it was found, refitted or built.
+        model, tokenizer, progress: as `trtllm.compile` takes them; the progress is told whether it was found, refitted
+            or built.
         cache_root: the folder of the cache; $TRTLLM_CACHE/engines or the user's cache folder by default.
         max_records, max_cache_storage_gb: what is kept; the least recently used engines go first, and none that a
             process has open.

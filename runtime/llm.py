@@ -326,7 +326,9 @@ class LLM:
 
         Raises what does not fit or fails to load; then requests go on with the old weights.
         """
-        wanted = LiveRefit(model, in_flight, base, strength, partial, revert, verify, output_dir, self._args.threads or 0)
+        wanted = LiveRefit(
+            model, in_flight, base, strength, partial, revert, verify, output_dir, self._args.threads or 0
+        )
         with self._refit_lock:
             if self._embedder is None:
                 self._live()

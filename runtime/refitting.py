@@ -1,4 +1,4 @@
-"""Changes the weights of a running LLM: a refitted engine is made and loaded beside the old one, then takes its place."""
+"""Changes the weights of a running LLM: a refitted engine is loaded beside the old one and then takes its place."""
 
 from __future__ import annotations
 

@@ -103,7 +103,6 @@ class Session(Protocol):
         """
         ...
 
-
     def loaded(self, engine: Engine) -> Callable[[], None]:
         """Loads an engine of the same graph with other weights beside this one, which goes on serving steps.
 

@@ -43,7 +43,7 @@ class Given:
     @property
     def identity(self) -> dict[str, Any]:
         """Where the weights come from, for the engine's records."""
-        files = [path for path in _weight_files(self.source)]
+        files = _weight_files(self.source)
         return {
             "kind": self.kind,
             "source": self.source,

@@ -112,7 +112,7 @@ class _Findings:
         self._look_at_quantization(needed)
 
     def _look_at_quantization(self, needed: Mapping[str, None]) -> None:
-        """Sources that recipes take as stored integers must be stored so; others may be quantized: they are read dense."""
+        """Sources that recipes take as stored integers must be stored so; others are read dense, however stored."""
         for weight in self.changed:
             for recipe in _stored_steps(self.recipes[weight]):
                 for name in recipe.sources():

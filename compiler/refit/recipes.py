@@ -10,7 +10,6 @@ from typing import Any
 from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.recipes import Cast, Recipe, Source, recipe_from_json
 from trtllm.compiler.engine import RECIPES, Engine
-from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
 
 CALIBRATED_STEP = "stored"
@@ -83,7 +82,7 @@ def rebound(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
 
 
 def _published(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe:
-    """In the element type of the checkpoint, as far down as only concatenations and the like stand above the sources."""
+    """In the element type of the checkpoint, where only concatenations and the like stand above the sources."""
     if isinstance(recipe, Source):
         tensor = tensors.get(recipe.name)
         if recipe.step == CALIBRATED_STEP or tensor is None:

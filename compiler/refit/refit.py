@@ -19,8 +19,19 @@ from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Recipe, recipe_from_json
 from trtllm.compiler.compiled import Compiled
 from trtllm.compiler.engine import (
-    CONFIG, ENGINE, MANIFEST, RECIPES, WEIGHTS, Engine, EngineWriter, Manifest, WeightEntry, check_free, open_engine, writing,
-)  # fmt: skip
+    CONFIG,
+    ENGINE,
+    MANIFEST,
+    RECIPES,
+    WEIGHTS,
+    Engine,
+    EngineWriter,
+    Manifest,
+    WeightEntry,
+    check_free,
+    open_engine,
+    writing,
+)
 from trtllm.compiler.pipeline import calibrated, compile_network, engine_config
 from trtllm.compiler.refit.given import Given, open_given
 from trtllm.compiler.refit.preflight import differing_config, examine
@@ -339,7 +350,8 @@ def _check_reverted(prepared: PreparedRefit, manifest: Manifest) -> None:
     wrong = [entry.name for entry in manifest.weights if hashes.get(entry.name) and hashes[entry.name] != entry.sha256]
     if wrong:
         raise BadInputError(
-            f"{prepared.given.source} is not what the engine was built from: {len(wrong)} weights differ: {listed(wrong)}",
+            f"{prepared.given.source} is not what the engine was built from: {len(wrong)} weights differ: "
+            f"{listed(wrong)}",
             "revert with the original model, or refit to this one",
         )
 
@@ -383,4 +395,3 @@ def _sweep(target: Path) -> None:
         process = leftover.name.split(".refit-", 1)[1].split("-", 1)[0]
         if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(leftover, ignore_errors=True)
-

@@ -1,4 +1,4 @@
-"""Weights change under a running LLM: every request is of the model that was promised, and a failure changes nothing."""
+"""Weights change under a running LLM: requests are of the model that was promised; a failure changes nothing."""
 
 import itertools
 import json
@@ -33,7 +33,9 @@ def tuned_directory(tiny_llama_directory: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(params=["paged", "linear"])
-def llm(request: pytest.FixtureRequest, tiny_llama_directory: Path, tiny_llama_engine: Path, tmp_path: Path) -> Iterator[LLM]:
+def llm(
+    request: pytest.FixtureRequest, tiny_llama_directory: Path, tiny_llama_engine: Path, tmp_path: Path
+) -> Iterator[LLM]:
     if request.param == "paged":
         engine: Any = tiny_llama_engine
     else:
@@ -92,7 +94,9 @@ def test_tensors_in_memory_change_the_weights_that_are_made_of_them(llm: LLM, tu
     assert tokens(llm, prompt) == fully
 
 
-def test_what_does_not_fit_changes_nothing(llm: LLM, tiny_llama_directory: Path, tuned_directory: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_changes_nothing(
+    llm: LLM, tiny_llama_directory: Path, tuned_directory: Path, tmp_path: Path
+) -> None:
     prompt = prompts(1)[0]
     before = tokens(llm, prompt)
     engine = llm.engine
@@ -114,7 +118,9 @@ def test_what_does_not_fit_changes_nothing(llm: LLM, tiny_llama_directory: Path,
     llm.check()
 
 
-def test_an_engine_that_does_not_load_is_not_taken(llm: LLM, tuned_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_load_is_not_taken(
+    llm: LLM, tuned_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = prompts(1)[0]
     before, engine = tokens(llm, prompt), llm.engine
 
@@ -160,7 +166,11 @@ def test_requests_under_load_are_of_the_models_they_were_promised(
         asker.join(60)
     assert not failures
     assert len(outputs) > 8
-    mixed = [(index, output) for index, output in outputs if output not in (expected["base"][index], expected["tuned"][index])]
+    mixed = [
+        (index, output)
+        for index, output in outputs
+        if output not in (expected["base"][index], expected["tuned"][index])
+    ]
     if in_flight == "finish":
         assert not mixed
     possible = [next_tokens(llm, model, wanted, mixed) for model in (tuned_directory, tiny_llama_directory)]
@@ -170,7 +180,9 @@ def test_requests_under_load_are_of_the_models_they_were_promised(
     llm.check()
 
 
-def next_tokens(llm: LLM, model: Path, wanted: list[list[int]], outputs: list[tuple[int, list[int]]]) -> list[list[int]]:
+def next_tokens(
+    llm: LLM, model: Path, wanted: list[list[int]], outputs: list[tuple[int, list[int]]]
+) -> list[list[int]]:
     """What the model puts behind every beginning of each output: a token of a recomputed request is one of those."""
     llm.refit(model)
     one = SamplingParams(max_tokens=1, ignore_eos=True)

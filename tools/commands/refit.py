@@ -42,7 +42,8 @@ def refit(
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Exchange ENGINE for the new one, in one step.")] = False,
     base: Annotated[
-        Text, typer.Option(metavar="MODEL", help="Base of an adapter, rest of a partial checkpoint, target of --revert.")
+        Text,
+        typer.Option(metavar="MODEL", help="Base of an adapter, rest of a partial checkpoint, target of --revert."),
     ] = None,
     strength: Annotated[float, typer.Option(help="Of a LoRA adapter: 0 is the base, 1 the adapter.")] = 1.0,
     partial: Annotated[
