@@ -57,8 +57,8 @@ class StoredQuantization:
     integers: IntegerForm | None
     """None when no integers with one scale for each 32 inputs express it."""
     coarse: bool = False
-    """Without integers: whether 8-bit integers in blocks of 32 are finer than what is stored, so that rounding to them
-    costs less than the quantization did."""
+    """Without integers: whether the largest steps stored in a block of 32 are several times those of 8-bit integers, so
+    that rounding to these costs little beside what the quantization did."""
 
 
 @dataclass(frozen=True, eq=False)
