@@ -233,9 +233,9 @@ def _tolerances(engine: Engine, checkpoint: Checkpoint, progress: Progress) -> _
     terms = int(engine.config["model"]["hidden_size"])
     types = {entry.dtype for entry in engine.manifest.weights}
     narrow = 2.0**-11 if "float16" in types else 2.0**-8 if "bfloat16" in types else 0.0
-    if not any(entry.quantization for entry in engine.manifest.weights):
-        return _Tolerances(narrow, 0.0, epsilon, terms)
     measured = quantization_errors(engine, checkpoint, progress)
+    if not (measured.weights or measured.unknown):
+        return _Tolerances(narrow, 0.0, epsilon, terms)
     worst: Sequence[float] = [*measured.by_layer.values(), *([_UNMEASURED] if measured.unknown else []), narrow]
     return _Tolerances(max(worst), _ROUNDED_ACTIVATIONS, epsilon, terms)
 

@@ -15,7 +15,7 @@ from trtllm.compiler.engine import Engine, open_engine
 from trtllm.compiler.inspection.difference import is_engine
 from trtllm.compiler.inspection.graph import GraphSummary, graph_summary, layer_of
 from trtllm.compiler.inspection.payloads import payload_hash
-from trtllm.compiler.inspection.quantization_error import QuantizationErrors, quantization_errors
+from trtllm.compiler.inspection.quantization_error import QuantizationErrors, quantization_errors, quantizing_step
 from trtllm.compiler.refit.recipes import stored_recipes
 from trtllm.compiler.refit.refit import read_history
 from trtllm.errors import UsageError
@@ -121,7 +121,8 @@ def _engine_contents(engine: Engine, errors: QuantizationErrors | None) -> Conte
     recipes, missing = stored_recipes(engine), set(manifest.stripped)
     weights = tuple(
         WeightRecord(
-            entry.name, entry.shape, entry.dtype, entry.nbytes, entry.quantization, entry.sha256,
+            entry.name, entry.shape, entry.dtype, entry.nbytes, entry.quantization or quantizing_step(recipes[entry.name]),
+            entry.sha256,
             "stripped" if entry.name in missing else "held", layer_of(entry.name), expression(recipes[entry.name]),
         )
         for entry in manifest.weights

@@ -11,7 +11,23 @@ import numpy as np
 
 from trtllm.checkpoints.checkpoint import FunctionTensor, LazyTensor, TensorSpec
 from trtllm.checkpoints.quantize import QuantizedBlocks, dequantize_blocks, tile
-from trtllm.checkpoints.recipes import TILE_BLOCK, TILE_ROWS, Recipe, TiledScales, TiledValues, UnsignedBlocks
+from trtllm.checkpoints.recipes import (
+    TILE_BLOCK,
+    TILE_ROWS,
+    AsymmetricValues,
+    Concat,
+    KeptValues,
+    QuantizedValues,
+    Recipe,
+    Reshape,
+    Slice,
+    Stored,
+    TiledScales,
+    TiledValues,
+    Transpose,
+    UnsignedBlocks,
+)
+from trtllm.checkpoints.stored import Offset
 from trtllm.compiler.engine import Engine, WeightEntry
 from trtllm.compiler.stripping import is_stripped, kept_offsets
 from trtllm.dtypes import DType
@@ -62,8 +78,8 @@ def matrices(tensors: Mapping[str, LazyTensor], recipes: Mapping[str, Recipe]) -
         if isinstance(recipe, UnsignedBlocks):
             scales = tensors.get(name.replace(VALUES, SCALES).removesuffix("_blocks") + "_flat")
             made = _from_blocks(recipe, tensors[name], scales)
-        elif isinstance(recipe, TiledValues) and name.replace(VALUES, OFFSETS) not in tensors:
-            made = _from_tiles(recipe, recipes.get(name.replace(VALUES, SCALES)), tensors[name], scales)
+        elif isinstance(recipe, TiledValues) and isinstance(recipes.get(name.replace(VALUES, SCALES)), TiledScales):
+            made = _from_tiles(recipe, tensors[name], scales, tensors.get(name.replace(VALUES, OFFSETS)))
         else:
             made = None
         if made is not None:
@@ -72,20 +88,41 @@ def matrices(tensors: Mapping[str, LazyTensor], recipes: Mapping[str, Recipe]) -
 
 
 def _from_tiles(
-    recipe: TiledValues, scale_recipe: Recipe | None, values: LazyTensor, scales: LazyTensor | None
+    recipe: TiledValues, values: LazyTensor, scales: LazyTensor | None, offsets: LazyTensor | None
 ) -> LazyTensor | None:
-    if scales is None or not isinstance(scale_recipe, TiledScales):
+    offset = offset_of(recipe.of)
+    if scales is None or offset is None or (offsets is None) is not (offset is Offset.NONE):
         return None
-    held, bits = scales, recipe.of.dtype.bits
+    held, beside, bits = scales, offsets, recipe.of.dtype.bits
 
     def rows(start: int, stop: int) -> np.ndarray:
         first, last = start // TILE_ROWS, -(-stop // TILE_ROWS)
-        integers = untiled_values(values.read(first, last), bits)
-        factors = untiled_scales(held.read(first, last)).astype(np.float32)
-        dense = integers.reshape(len(integers), -1, TILE_BLOCK) * factors[..., None]
+        integers = untiled_values(values.read(first, last), bits).astype(np.float32)
+        dense = integers.reshape(len(integers), -1, TILE_BLOCK)
+        factors = untiled_scales(held.read(first, last)).astype(np.float32)[..., None]
+        if beside is not None:
+            addends = untiled_scales(beside.read(first, last)).astype(np.float32)[..., None]
+            dense += 8 if bits == 4 else 0  # with an offset the integers of 4 bits count from 0
+            dense = dense * factors + addends if offset is Offset.MINIMUM else (dense - addends) * factors
+        else:
+            dense = dense * factors
         return dense.reshape(len(integers), -1)[start - first * TILE_ROWS : stop - first * TILE_ROWS]
 
     return FunctionTensor(TensorSpec(values.spec.name, recipe.of.shape, DType.FLOAT32), rows)
+
+
+def offset_of(recipe: Recipe) -> Offset | None:
+    """What belongs to the integers of a values recipe beside their scales; None when it does not tell."""
+    if isinstance(recipe, KeptValues):
+        return Offset(recipe.offset)
+    if isinstance(recipe, AsymmetricValues):
+        return Offset.MINIMUM
+    if isinstance(recipe, QuantizedValues | Stored):
+        return Offset.NONE
+    if isinstance(recipe, Concat | Slice | Reshape | Transpose):
+        found = {offset_of(operand) for operand in recipe.operands}
+        return found.pop() if len(found) == 1 else None
+    return None
 
 
 def _from_blocks(recipe: UnsignedBlocks, values: LazyTensor, scales: LazyTensor | None) -> LazyTensor | None:

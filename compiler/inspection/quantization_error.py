@@ -12,6 +12,7 @@ import numpy as np
 from trtllm.checkpoints.checkpoint import Checkpoint, FunctionTensor, LazyTensor, TensorSpec
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import (
+    AsymmetricValues,
     Cast,
     Concat,
     KeptValues,
@@ -19,6 +20,7 @@ from trtllm.checkpoints.recipes import (
     Recipe,
     Source,
     Stored,
+    TiledScales,
     TiledValues,
     UnsignedBlocks,
 )
@@ -29,6 +31,9 @@ from trtllm.compiler.refit.recipes import stored_recipes
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
 from trtllm.progress import Progress
+
+_ROUNDING = ("quantized_values", "kept_values", "asymmetric_values", "rounded_by")
+_CALIBRATED = ".quantized_values"
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def quantization_errors(engine: Engine, reference: Checkpoint, progress: Progres
     recipes, tensors = stored_recipes(engine), engine_tensors(engine)
     dense = matrices(tensors, recipes)
     reader = RecipeReader(reference.tensors)
-    quantized = [entry.name for entry in engine.manifest.weights if entry.quantization and "_values" in entry.name]
+    quantized = [entry.name for entry in engine.manifest.weights if quantizing_step(recipes[entry.name])]
     progress.stage("measuring quantization", len(quantized))
     found, unknown = [], []
     for name in quantized:
@@ -96,6 +101,15 @@ def quantization_errors(engine: Engine, reference: Checkpoint, progress: Progres
             unknown.append(name)
         progress.advance(1)
     return QuantizationErrors(reference.source, tuple(found), tuple(unknown))
+
+
+def quantizing_step(recipe: Recipe) -> str | None:
+    """The step that makes integers or small floats of a weight; None for scales and for weights in full precision."""
+    if recipe.step in _ROUNDING or (isinstance(recipe, Stored) and recipe.name.endswith(_CALIBRATED)):
+        return recipe.step
+    if isinstance(recipe, TiledScales) or not recipe.operands:
+        return None
+    return next(filter(None, map(quantizing_step, recipe.operands)), None)
 
 
 def full_precision(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe | None:
@@ -109,10 +123,10 @@ def full_precision(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe 
     """
     if isinstance(recipe, TiledValues | UnsignedBlocks):
         return full_precision(recipe.of, tensors)
-    if isinstance(recipe, QuantizedValues | KeptValues):
+    if isinstance(recipe, QuantizedValues | KeptValues | AsymmetricValues):
         return Cast(recipe.of, DType.FLOAT32)
     if isinstance(recipe, Stored):
-        tensor = tensors.get(recipe.name.removesuffix(".quantized_values"))
+        tensor = tensors.get(recipe.name.removesuffix(_CALIBRATED))
         return Cast(Source.of(tensor.spec), DType.FLOAT32) if tensor is not None else None
     if not isinstance(recipe, Concat):
         return None

@@ -137,6 +137,14 @@ def test_a_gguf_file_names_its_quantizations(smollm2_gguf, capsys):
     assert found["architecture"] == "LlamaForCausalLM" and "GGUF Q4_1" in methods
 
 
+def test_weights_that_keep_their_quantization_have_no_error(smollm2_gguf, tmp_path):
+    engine = build_engine(smollm2_gguf, tmp_path / "engine", build_config({"max_seq_len": 64}))
+    errors = inspect(str(engine.path), Silent(), reference=str(smollm2_gguf)).errors
+    kept = [item for item in errors.weights if ".layers." in item.name]  # Q4_1: integers, scales and minima
+    assert len(kept) == 30 * 4
+    assert {item.max_error for item in kept} == {0.0}
+
+
 def test_what_is_missing_or_refitted_is_said(engine, tiny_checkpoint, tmp_path, capsys):
     assert prune([str(engine.path), "--output-dir", str(tmp_path / "stripped")]) == 0
     assert prune([str(tiny_checkpoint), "--output-dir", str(tmp_path / "pruned")]) == 0
