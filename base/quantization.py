@@ -60,7 +60,7 @@ class MixedPrecision:
 ScaleOf = Literal["tensor", "channel", "block"]
 """What shares a scale of a weight: all of it, one output, or a block."""
 RoundedPer = Literal["none", "tensor", "token", "block"]
-"""What shares a scale of activations: nothing is rounded, all (the scale is calibrated), one token, or a block of it."""
+"""What shares a scale of activations: nothing is rounded, all (a calibrated scale), one token, or its blocks."""
 
 
 @dataclass(frozen=True)
