@@ -121,8 +121,8 @@ def _engine_contents(engine: Engine, errors: QuantizationErrors | None) -> Conte
     recipes, missing = stored_recipes(engine), set(manifest.stripped)
     weights = tuple(
         WeightRecord(
-            entry.name, entry.shape, entry.dtype, entry.nbytes, entry.quantization or quantizing_step(recipes[entry.name]),
-            entry.sha256,
+            entry.name, entry.shape, entry.dtype, entry.nbytes,
+            entry.quantization or quantizing_step(recipes[entry.name]), entry.sha256,
             "stripped" if entry.name in missing else "held", layer_of(entry.name), expression(recipes[entry.name]),
         )
         for entry in manifest.weights

@@ -20,7 +20,8 @@ _FORMATS = {"e4m3": "FP8", "int8": "INT8", "e2m1": "FP4"}
 def scaled_linear(e: Emission, node: ir.Node) -> list[Any]:
     """trtllm.ScaledLinear whose activations keep their type, are rounded by one scale, or by blocks of e2m1."""
     a = attributes_of(node)
-    x, values, scales, factor, activation_scale, bias = [*node.inputs, *[None] * (6 - len(node.inputs))]
+    given: list[ir.Value | None] = [*node.inputs, *[None] * (6 - len(node.inputs))]
+    x, values, scales, factor, activation_scale, bias = given
     assert x is not None and values is not None and scales is not None
     compute = DTYPES[dtype_of(x)]
     operations = e.trt.MatrixOperation
