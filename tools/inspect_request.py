@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class InspectRequest:
         with display_for(console) as display:
             found = inspect(self.path, display, reference=self.reference, hashes=self.hashes)
         if self.html is not None:
-            self.html.write_text(page(found), encoding="utf-8")
+            _write(self.html, page(found))
         if not self.quiet:
             self._print(found, console)
         console.result({"command": self.command, **found.to_json()})
@@ -62,3 +63,13 @@ class InspectRequest:
         print_contents(found, rich, weights=self.weights, recipes=self.recipes, graph=self.graph)
         if self.html is not None:
             console.say(f"page: {self.html}")
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
