@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from trtllm.compiler.ir.builder import GraphBuilder, dims
+from trtllm.compiler.ir.builder import GraphBuilder, dims, dtype_of
 from trtllm.dtypes import DType
 
 F32 = DType.FLOAT32
@@ -22,6 +22,9 @@ _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 def scaled_linear(b: GraphBuilder, x: list[ir.Value], a: Mapping[str, Any]) -> list[ir.Value]:
     """x [..., K] by the transpose of decoded weights [N, K], plus bias."""
     data, values, scales, *rest = x  # optional inputs that are absent leave no gap
+    compute = dtype_of(data)
+    if compute != ir.DataType.FLOAT:  # scales and rounding are float32 whatever the graph computes in
+        data = _cast(b, data, F32, ir.DataType.FLOAT)
     factor = rest.pop(0) if a["scale_element"] == "e4m3" else None
     is_given = a["rounding"] == "tensor" or (a["element"], a["rounding"]) == ("e2m1", "block")
     activation_scale = rest.pop(0) if is_given else None
@@ -31,6 +34,8 @@ def scaled_linear(b: GraphBuilder, x: list[ir.Value], a: Mapping[str, Any]) -> l
     turned = b.op("Transpose", [weight], (features, outputs), perm=[1, 0])
     rounded = _rounded(b, data, activation_scale, features, a)
     y = b.op("MatMul", [rounded, turned], (*dims(data)[:-1], outputs))
+    if compute != ir.DataType.FLOAT:
+        y = b.op("Cast", [y], dims(y), compute, to=compute)
     return [y if bias is None else b.op("Add", [y, bias])]
 
 
