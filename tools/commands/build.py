@@ -54,7 +54,10 @@ def build(
     quantization: Annotated[
         Text,
         typer.Option(
-            "--quantization", "-q", help="W8A16, W4A16, W4A16_GPTQ, W8A16_GPTQ, MIXED_PRECISION.", show_default="none"
+            "--quantization",
+            "-q",
+            help="W8A16, W4A16, W4A16_AWQ, W4A16_GPTQ, W8A16_GPTQ, MIXED_PRECISION.",
+            show_default="none",
         ),
     ] = None,
     kv_cache_quant_algo: Annotated[
