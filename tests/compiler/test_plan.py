@@ -61,7 +61,10 @@ def test_a_plan_is_json_and_tells_what_passes_do(tiny_checkpoint):
     assert plan["problems"] == []
 
 
-def test_memory_bounds_the_chunks_and_then_refuses(synthetic_300mb, tmp_path):
+def test_memory_bounds_the_chunks_and_then_refuses(synthetic_300mb, tmp_path, monkeypatch):
+    # What this process holds differs from plan to plan by more than what the test takes away.
+    monkeypatch.setattr("trtllm.compiler.plan.resident_memory", lambda: 200 << 20)
+
     def plan_within(nbytes: int | None):
         build = build_config({"quantization": "W4A16"})
         limits = BuildLimits(max_memory=nbytes)

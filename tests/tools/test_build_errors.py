@@ -291,7 +291,7 @@ def test_an_unexpected_failure_of_a_library_is_called_a_bug_without_traceback(mo
     def fail(*arguments, **options):
         raise RuntimeError("onnxruntime: [ONNXRuntimeError] : 6\nsecond line")
 
-    monkeypatch.setattr("trtllm.compiler.targets.onnxruntime.emit.write_weights", fail)
+    monkeypatch.setattr("trtllm.compiler.targets.onnxruntime.emit.write_kept_weights", fail)
     fails(1, model, says=("RuntimeError: onnxruntime", "--log-level debug"))
 
 
