@@ -13,6 +13,7 @@
 #include "checkpoints/native/parallel.h"
 #include "checkpoints/native/quantize.h"
 #include "checkpoints/native/scale_search.h"
+#include "checkpoints/native/sha256.h"
 #include "checkpoints/native/tiles.h"
 
 namespace nb = nanobind;
@@ -117,6 +118,17 @@ bool gptq(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights
     return trtllm::gptq_rows(job, rows, threads);
 }
 
+const std::uint8_t *bytes_of(const Source &payload) { return static_cast<const std::uint8_t *>(payload.data()); }
+
+std::string hex_digest(const trtllm::Sha256State &state) {
+    std::string text;
+    for (const std::uint8_t byte : state.digest()) {
+        text += "0123456789abcdef"[byte >> 4];
+        text += "0123456789abcdef"[byte & 15];
+    }
+    return text;
+}
+
 }  // namespace
 
 void bind_checkpoints(nb::module_ &module) {
@@ -131,4 +143,22 @@ void bind_checkpoints(nb::module_ &module) {
                nb::arg("to_dtype"), nb::arg("threads") = 0);
     module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),
                nb::arg("threads") = 0);
+    nb::class_<trtllm::Sha256State>(module, "Sha256")
+        .def(nb::init<>())
+        .def(
+            "update",
+            [](trtllm::Sha256State &state, const Source &payload) {
+                nb::gil_scoped_release release;
+                trtllm::update(state, bytes_of(payload), payload.nbytes());
+            },
+            nb::arg("payload"))
+        .def("hexdigest", &hex_digest);
+    module.def("has_sha256_instructions", &trtllm::has_sha256_instructions);
+    module.def(
+        "update_both",
+        [](trtllm::Sha256State &one, trtllm::Sha256State &other, const Source &payload) {
+            nb::gil_scoped_release release;
+            trtllm::update_both(one, other, bytes_of(payload), payload.nbytes());
+        },
+        nb::arg("one"), nb::arg("other"), nb::arg("payload"));
 }

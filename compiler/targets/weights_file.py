@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
+import functools
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.checkpoints.hashing import hashes_in_pairs, new_sha256, update_both
 from trtllm.checkpoints.recipes import QuantizedScales, QuantizedValues, Recipe
 from trtllm.compiler.engine import WeightEntry
 from trtllm.compiler.ir.weights import Weight
@@ -23,6 +25,9 @@ from trtllm.progress import Progress
 ALIGNMENT = 4096
 """Bytes: a page, so that a weight can be mapped."""
 SMALL_ALIGNMENT = 64
+_STARTED_BYTES = 16 << 20
+"""Bytes after which the system is told to begin writing them to the disk."""
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def layout(weights: Iterable[Weight]) -> dict[str, int]:
@@ -89,7 +94,7 @@ def write_pieces(path: Path, pieces: Iterable[Piece], budget: int, progress: Pro
     with path.open("wb", buffering=0) as file, _Output(file, budget) as output:
         for piece in pieces:
             output.pad(piece.offset)
-            digest = digests[piece.name] = hashlib.sha256()
+            digest = digests[piece.name] = new_sha256()
             for chunk in piece.chunks:
                 payload = chunk.reshape(-1).view("u1").data
                 output.put(payload, digest)
@@ -100,18 +105,21 @@ def write_pieces(path: Path, pieces: Iterable[Piece], budget: int, progress: Pro
 
 
 class _Output:
-    """Three threads that take the same chunks in the same order: one writes, one hashes the file, one the weight.
+    """Threads that take the same chunks in the same order: one writes, one hashes the file and one the weight.
 
-    At most `budget` bytes wait for them, or one chunk if that is larger. A thread's error is raised by the next call.
+    Where both hashes can be made in one pass, one thread makes them. The system is told to write to the disk as chunks
+    come, so that syncing the file at the end finds little to do. At most `budget` bytes wait for the threads, or one
+    chunk if that is larger. A thread's error is raised by the next call.
     """
 
     def __init__(self, file: Any, budget: int) -> None:
-        self.whole = hashlib.sha256()
+        self.whole = new_sha256()
         self.end = 0
         self._file = file
         self._budget = budget
         self._waiting: deque[tuple[int, list[Future[Any]]]] = deque()
         self._waiting_bytes = 0
+        self._written = self._started = 0
         self._writer, self._file_hasher, self._weight_hasher = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("write", "hash-file", "hash-weight")
         )
@@ -120,11 +128,12 @@ class _Output:
         """Takes a chunk; `digest` is told of it. Waits while too much is under way."""
         while self._waiting and self._waiting_bytes + payload.nbytes > self._budget:
             self._finish_oldest()
-        tasks = [
-            self._writer.submit(self._write, payload),
-            self._file_hasher.submit(self.whole.update, payload),
-            self._weight_hasher.submit(digest.update, payload),
-        ]
+        tasks = [self._writer.submit(self._write, payload)]
+        if hashes_in_pairs():
+            tasks.append(self._file_hasher.submit(update_both, self.whole, digest, payload))
+        else:
+            tasks.append(self._file_hasher.submit(self.whole.update, payload))
+            tasks.append(self._weight_hasher.submit(digest.update, payload))
         self._waiting.append((payload.nbytes, tasks))
         self._waiting_bytes += payload.nbytes
         self.end += payload.nbytes
@@ -132,7 +141,7 @@ class _Output:
     def pad(self, offset: int) -> None:
         """Writes zeros up to `offset`."""
         if self.end < offset:
-            self.put(memoryview(bytes(offset - self.end)), hashlib.sha256())
+            self.put(memoryview(bytes(offset - self.end)), new_sha256())
 
     def drain(self) -> None:
         """Returns when everything is written and hashed."""
@@ -148,7 +157,12 @@ class _Output:
 
     def _write(self, payload: memoryview) -> None:
         while payload.nbytes:
-            payload = payload[self._file.write(payload) :]
+            count = self._file.write(payload)
+            payload = payload[count:]
+            self._written += count
+        if self._written - self._started >= _STARTED_BYTES:
+            _start_writing(self._file.fileno(), self._started, self._written - self._started)
+            self._started = self._written
 
     def __enter__(self) -> _Output:
         return self
@@ -158,6 +172,18 @@ class _Output:
     ) -> None:
         for pool in (self._writer, self._file_hasher, self._weight_hasher):
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_writing(descriptor: int, offset: int, nbytes: int) -> None:
+    """Begins to write a range to the disk and does not wait for it; nothing where the system has no such call."""
+    call = _sync_file_range()
+    if call is not None:
+        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+
+
+@functools.cache
+def _sync_file_range() -> Any:
+    return getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def write_kept_weights(
