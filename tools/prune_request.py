@@ -28,12 +28,13 @@ class RewriteRequest:
     mlp_channels: int | None
     layers: int | None
     dataset: str | None
+    evaluation: str | None
     format: Format
 
     @classmethod
     def of(
         cls, method: str | None, sparsity: float | None, structure: str | None, heads: int | None,
-        mlp_channels: int | None, layers: int | None, dataset: str | None, format: str,
+        mlp_channels: int | None, layers: int | None, dataset: str | None, evaluation: str | None, format: str,
     ) -> RewriteRequest | None:  # fmt: skip
         """None when nothing of it was asked for. Raises UsageError for words that are not known."""
         if method is None and heads is None and mlp_channels is None and layers is None:
@@ -50,7 +51,7 @@ class RewriteRequest:
         if structure is not None and (len(parts) != 2 or not all(part.isdigit() for part in parts)):
             raise UsageError(f"--structure '{structure}' is no N:M", "2:4, for example")
         pair = (int(parts[0]), int(parts[1])) if parts else None
-        return cls(method, sparsity, pair, heads, mlp_channels, layers, dataset, format)  # type: ignore[arg-type]
+        return cls(method, sparsity, pair, heads, mlp_channels, layers, dataset, evaluation, format)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,9 @@ class PruneRequest:
         scheme = PruningScheme(
             request.method, sparsity, request.structure, request.heads, request.mlp_channels, request.layers
         )  # fmt: skip
+        text = PruningText(request.dataset, evaluation=request.evaluation)
         with display_for(console) as display:
-            made = rewrite_model(
-                self.path, self.target, scheme, display, text=PruningText(request.dataset), format=request.format
-            )
+            made = rewrite_model(self.path, self.target, scheme, display, text=text, format=request.format)
         for line in rewrite_lines(made):
             self._say(console, line)
         console.result({**common, **made.to_json()})
@@ -135,11 +135,12 @@ class PruneRequest:
 
 def rewrite_lines(made: Rewritten) -> list[str]:
     """Size, zeros, speed and perplexity, before and after."""
-    rows = [("", "size", "weights", "zeros", "tokens/s", "perplexity")]
+    rows = [("", "size", "engine", "weights", "zeros", "tokens/s", "perplexity")]
     for name, quality in (("before", made.before), ("after", made.after)):
         rows.append(
             (
-                name, format_size(quality.weights_bytes), f"{quality.parameters:,}", f"{quality.zeros:.1%}",
+                name, format_size(quality.weights_bytes), format_size(quality.engine_bytes),
+                f"{quality.parameters:,}", f"{quality.zeros:.1%}",
                 f"{quality.tokens_per_second:.1f}", f"{quality.perplexity:.3f}",
             )
         )  # fmt: skip

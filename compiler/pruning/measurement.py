@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.compiler.calibration.segments import Segment, segments, subgraph
+from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.ir.dialect import is_dialect
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import weight_of
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.table import builder_for
+from trtllm.compiler.pruning.expert_inputs import ExpertInputs, sum_of_squares
 from trtllm.compiler.targets.onnxruntime.graph_session import GraphSession
 from trtllm.config import build_config
 from trtllm.dtypes import DType
@@ -32,9 +33,14 @@ class Measurements:
     """Means over all tokens of the text."""
 
     squares: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of each input of a linear, float64 [K], by the name of the weight in the checkpoint."""
+    """Of each input of a linear, float64 [K], by the name of the weight in the checkpoint.
+
+    Of an expert's matrices over the tokens that are routed to it; ones where none is.
+    """
     similarity: dict[int, float] = field(default_factory=dict)
-    """Cosine between what enters and what leaves a layer."""
+    """Cosine between the states that enter and those that leave a layer."""
+    routers: set[str] = field(default_factory=set)
+    """Those of the weights that choose experts."""
 
     def influence(self, layer: int) -> float:
         """How much a layer turns the states of a token: 1 - cos(input, output)."""
@@ -49,55 +55,74 @@ def measure(checkpoint: Checkpoint, tokens: np.ndarray, progress: Progress, *, t
     )
     if network.info.kind != "decoder":
         raise UnsupportedModelError(f"{checkpoint.source} is an encoder", "only decoders are measured on text")
-    reader, parts, found = RecipeReader(checkpoint.tensors), segments(network), Measurements()
+    parts = segments(network)
+    walk = _Walk(network, RecipeReader(checkpoint.tensors), tokens, threads, Measurements())
     progress.stage("measuring on text", len(parts))
-    states: list[np.ndarray] = []
     for part in parts:
-        states = _run(network, part, reader, tokens, states, found, threads)
+        walk.run(part)
         progress.advance(1)
-    return found
+    return walk.found
 
 
-def _run(
-    network: Network, part: Segment, reader: RecipeReader, tokens: np.ndarray, states: list[np.ndarray],
-    found: Measurements, threads: int,
-) -> list[np.ndarray]:  # fmt: skip
-    linears = {_source(node): node.inputs[0] for node in part.linears}
-    inputs = list(dict.fromkeys(value for value in linears.values() if value is not None))
-    start = part.entry or _residual(part)
-    outputs = [part.exit, *inputs, *([start] if part.entry is None else [])]
-    graph, weights = subgraph(network, part, list(dict.fromkeys(outputs)))
-    session, payloads = (
-        GraphSession(graph, threads=threads),
-        {name: reader.read(weight.recipe) for name, weight in weights.items()},
-    )
-    rows, length = tokens.shape
-    step, layer = max(1, _BATCH_TOKENS // length), _layer_of(linears)
-    squares: dict[ir.Value, np.ndarray] = {}
-    after, turned = [], 0.0
-    for number, row in enumerate(range(0, rows, step)):
-        feeds = _feeds(network, tokens[row : row + step])
-        if part.entry is not None:
-            feeds[part.entry.name or ""] = states[number]
-        names = [value.name or "" for value in dict.fromkeys(outputs)]
-        given = dict(zip(names, session.run({**feeds, **payloads}, names), strict=True))
-        for value in inputs:
-            flat = given[value.name or ""].astype(np.float64)
-            squares[value] = squares.get(value, 0.0) + np.square(flat.reshape(-1, flat.shape[-1])).sum(axis=0)
-        before = states[number] if part.entry is not None else given[start.name or ""]
-        after.append(given[part.exit.name or ""])
-        turned += _cosines(before, after[-1])
-    total = rows * length
-    found.squares.update({name: squares[value] / total for name, value in linears.items() if value is not None})
-    if layer is not None:
-        _add_turn(found, layer, turned / total)
-    return after
+@dataclass(eq=False)
+class _Walk:
+    """The states of all tokens on their way through the segments, and what was seen so far."""
 
+    network: Network
+    reader: RecipeReader
+    tokens: np.ndarray
+    threads: int
+    found: Measurements
+    states: list[np.ndarray] = field(default_factory=list)
+    """What leaves the last segment, by batches of rows [rows, S, H]."""
+    layer: int | None = None
+    entering: list[np.ndarray] = field(default_factory=list)
+    """What entered the layer that the last segment is of; a layer may be several segments."""
 
-def _add_turn(found: Measurements, layer: int, cosine: float) -> None:
-    """A layer of several segments turns the states by the angles of all: their sum, as in a plane, at most a turn."""
-    angle = np.arccos(np.clip(found.similarity.get(layer, 1.0), -1, 1)) + np.arccos(np.clip(cosine, -1, 1))
-    found.similarity[layer] = float(np.cos(min(angle, np.pi)))
+    def run(self, part: Segment) -> None:
+        linears = {_source(node): node.inputs[0] for node in part.linears}
+        mixtures = [node for node in part.nodes if is_dialect(node, "MoE")]
+        read = dict.fromkeys(value for value in linears.values() if value is not None)
+        routed = [value for node in mixtures for value in node.inputs[:2] if value is not None]
+        start = part.entry or _residual(part)
+        outputs = list(dict.fromkeys([part.exit, *read, *routed, *([start] if part.entry is None else [])]))
+        graph, weights = subgraph(self.network, part, outputs)
+        payloads = {name: self.reader.read(weight.recipe) for name, weight in weights.items()}
+        experts = [ExpertInputs(self.network, node, payloads, weights) for node in mixtures]
+        session, names = GraphSession(graph, threads=self.threads), [value.name or "" for value in outputs]
+        before, after = [], []
+        squares: dict[ir.Value, np.ndarray] = {}
+        for number, rows in enumerate(self._batches()):
+            feeds = segment_feeds(self.network, part, rows, self.states[number] if self.states else None)
+            given = dict(zip(names, session.run({**feeds, **payloads}, names), strict=True))
+            for value in read:
+                squares[value] = squares.get(value, 0.0) + sum_of_squares(given[value.name or ""])
+            for mixture in experts:
+                mixture.add(given)
+            before.append(self.states[number] if part.entry is not None else given[start.name or ""])
+            after.append(given[part.exit.name or ""])
+        total = self.tokens.size
+        self.found.squares.update(
+            {name: squares[value] / total for name, value in linears.items() if value is not None}
+        )
+        for mixture in experts:
+            self.found.squares.update(mixture.means())
+        choosing = {node.inputs[1] for node in mixtures}
+        self.found.routers.update(_source(node) for node in part.linears if node.outputs[0] in choosing)
+        self._turn(_layer_of(linears), before, after)
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        step = max(1, _BATCH_TOKENS // self.tokens.shape[1])
+        return (self.tokens[row : row + step] for row in range(0, len(self.tokens), step))
+
+    def _turn(self, layer: int | None, before: list[np.ndarray], after: list[np.ndarray]) -> None:
+        """The cosine from where the layer began to here; its last segment says that of the whole layer."""
+        if layer != self.layer:
+            self.layer, self.entering = layer, before
+        self.states = after
+        if layer is not None:
+            cosines = sum(_cosines(x, y) for x, y in zip(self.entering, after, strict=True))
+            self.found.similarity[layer] = cosines / self.tokens.size
 
 
 def _cosines(before: np.ndarray, after: np.ndarray) -> float:
@@ -105,20 +130,6 @@ def _cosines(before: np.ndarray, after: np.ndarray) -> float:
     x, y = before.astype(np.float64), after.astype(np.float64)
     norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return float(((x * y).sum(axis=-1) / np.maximum(norms, 1e-30)).sum())
-
-
-def _feeds(network: Network, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Tokens and an empty cache."""
-    rows, length = tokens.shape
-    feeds = {
-        "input_ids": tokens,
-        "past_lengths": np.zeros(rows, np.int64),
-        "lengths": np.full(rows, length, np.int64),
-    }
-    for index, layer in enumerate(network.info.cache):
-        empty = np.zeros((rows, layer.num_kv_heads, length, layer.head_size), np.float32)
-        feeds |= {f"past_key.{index}": empty, f"past_value.{index}": empty}
-    return feeds
 
 
 def _source(linear: ir.Node) -> str:

@@ -5,6 +5,7 @@ Heads, channels and layers are really gone, from tensors and config.json; sparse
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from trtllm.checkpoints.trtllm_config import layout_of, value_of
 from trtllm.checkpoints.trtllm_shards import Heads
 from trtllm.compiler.pruning.measurement import Measurements
 from trtllm.errors import UnsupportedModelError, UsageError
+from trtllm.frontends.fused_experts import EXPERT_NAMES, ExpertNames
 
 _LAYER = re.compile(r"^(.*\.(?:layers|h)\.)(\d+)(\..*)$")
-_MIXTURES = ("MixtralForCausalLM", "Qwen3MoeForCausalLM")
+_EXPERT_WIDTHS = {"Qwen3MoeForCausalLM": "moe_intermediate_size"}
+"""The key with the channels of an expert, where dense layers have another one."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,13 @@ def prune_model(checkpoint: Checkpoint, scheme: PruningScheme, found: Measuremen
 
 
 def _sparse(checkpoint: Checkpoint, scheme: PruningScheme, found: Measurements) -> Checkpoint:
-    """Every linear of the layers with its least weights zero, output by output (magnitude: in the whole matrix)."""
+    """Every linear of the layers with its least weights zero, output by output (magnitude: in the whole matrix).
+
+    What chooses experts stays whole: it is small, and a token sent elsewhere is lost.
+    """
     tensors = dict(checkpoint.tensors)
     for name in found.squares:
-        if not _LAYER.match(name):
+        if not _LAYER.match(name) or name in found.routers:
             continue
         tensor, transposed = tensors[name], _is_transposed(checkpoint)
         inputs = tensor.spec.shape[0 if transposed else 1]
@@ -188,29 +194,51 @@ def _cut_attention(
 
 
 def _with_channels(checkpoint: Checkpoint, count: int, found: Measurements) -> Checkpoint:
-    """Keeps `count` channels of every layer's MLP."""
-    if checkpoint.architecture in _MIXTURES:
-        raise UnsupportedModelError(
-            f"{checkpoint.architecture} has a mixture of experts, whose channels are not pruned", "prune its layers"
-        )
+    """Keeps `count` channels of every layer's MLP; of a mixture those of each expert, and dense layers stay whole."""
+    names = EXPERT_NAMES.get(checkpoint.architecture)
     transposed = _is_transposed(checkpoint)
     layout = layout_of(checkpoint.architecture, checkpoint.config, checkpoint.source)
-    width = value_of(checkpoint.config, "intermediate_size") or 4 * value_of(checkpoint.config, "hidden_size")
+    key = "n_inner" if transposed else _EXPERT_WIDTHS.get(checkpoint.architecture, "intermediate_size")
+    width = _mlp_width(checkpoint)
     if not 0 < count < width:
         raise UsageError(f"{count} of {width} channels cannot stay", f"keep 1 to {width - 1}")
     tensors = dict(checkpoint.tensors)
     for layer in range(layout.num_layers):
-        stem = f"{layout.family.prefix}.{layer}.mlp"
-        down = f"{stem}.{'c_proj' if transposed else 'down_proj'}.weight"
+        stem = f"{layout.family.prefix}.{layer}"
+        if names is not None:
+            _cut_experts(tensors, stem, names, count, found)
+            continue
+        down = f"{stem}.mlp.{'c_proj' if transposed else 'down_proj'}.weight"
         kept = _best(_column_scores(tensors[down], found, transposed=transposed), count)
         for ending in ("weight", "bias"):
             for module in ("gate_proj", "up_proj"):
-                _replace(tensors, f"{stem}.{module}.{ending}", kept, axis=0)
-            _replace(tensors, f"{stem}.gate_up_proj.{ending}", np.concatenate([kept, kept + width]), axis=0)
-            _replace(tensors, f"{stem}.c_fc.{ending}", kept, axis=1 if ending == "weight" else 0)
+                _replace(tensors, f"{stem}.mlp.{module}.{ending}", kept, axis=0)
+            _replace(tensors, f"{stem}.mlp.gate_up_proj.{ending}", np.concatenate([kept, kept + width]), axis=0)
+            _replace(tensors, f"{stem}.mlp.c_fc.{ending}", kept, axis=1 if ending == "weight" else 0)
         _replace(tensors, down, kept, axis=0 if transposed else 1)
-    key = "n_inner" if transposed else "intermediate_size"
     return replace(checkpoint, tensors=tensors, config={**checkpoint.config, key: count})
+
+
+def _mlp_width(checkpoint: Checkpoint) -> int:
+    names = EXPERT_NAMES.get(checkpoint.architecture)
+    if names is not None:
+        experts = (tensor for name, tensor in checkpoint.tensors.items() if f".experts.0.{names.down}." in name)
+        return next(experts).spec.shape[1]
+    return int(value_of(checkpoint.config, "intermediate_size") or 4 * value_of(checkpoint.config, "hidden_size"))
+
+
+def _cut_experts(
+    tensors: dict[str, LazyTensor], stem: str, names: ExpertNames, count: int, found: Measurements
+) -> None:
+    """Each expert of a layer keeps the `count` channels that do most on its own tokens."""
+    for expert in itertools.count():
+        gate, up, down = (names.matrix(stem, expert, which) for which in ("gate", "up", "down"))
+        if down not in tensors:
+            return
+        kept = _best(_column_scores(tensors[down], found), count)
+        _replace(tensors, gate, kept, axis=0)
+        _replace(tensors, up, kept, axis=0)
+        _replace(tensors, down, kept, axis=1)
 
 
 def _column_scores(tensor: LazyTensor, found: Measurements, *, transposed: bool = False) -> np.ndarray:

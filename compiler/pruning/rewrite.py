@@ -25,19 +25,24 @@ from trtllm.progress import Progress, Silent
 from trtllm.runtime.perplexity import perplexity, scoring_session
 
 _DECODED = 32
+_RUNS = 3
+_WINDOWS, _WINDOW = 12, 1024
+"""Of a text that is only scored, and tokens of each."""
 
 
 @dataclass(frozen=True)
 class PruningText:
     """The text that importance is measured on, and that perplexity is; None for the text of the package.
 
-    A part of one text that is not measured on is scored: its last rows.
+    Where no other text is given to score, it is a part of the one text that is not measured on: its last rows.
     """
 
     dataset: str | None = None
     samples: int = 32
     length: int = 256
     scored: int = 8
+    evaluation: str | None = None
+    """A text of its own to score: its first 12 windows of 1024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,12 @@ class Quality:
     """Of one model, built in float32 for this machine."""
 
     weights_bytes: int
+    engine_bytes: int
     parameters: int
     zeros: float
     """Share of the weights that are zero."""
     tokens_per_second: float
-    """Decoded one by one by a single sequence."""
+    """Decoded one by one by a single sequence, the best of three runs."""
     perplexity: float
 
 
@@ -72,21 +78,30 @@ def rewrite_model(
     check_free(output_dir.absolute())
     checkpoint = open_model(model, notify=progress.note)
     limit = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions") or text.length
-    tokens = calibration_tokens(checkpoint, text.dataset, text.samples + text.scored, min(text.length, limit))
-    scored = max(1, min(text.scored, len(tokens) // 4))
-    calibration = tokens[:-scored] if len(tokens) > 1 else tokens
+    calibration, scored = _tokens(checkpoint, text, limit)
     found = measure(checkpoint, calibration, progress, threads=threads)
     pruned = prune_model(checkpoint, scheme, found)
     with tempfile.TemporaryDirectory(prefix="trtllm-prune-") as folder:
         progress.stage("scoring the model")
-        before = _quality(model, checkpoint, tokens[-scored:], Path(folder) / "before", threads)
+        before = _quality(model, checkpoint, scored, Path(folder) / "before", threads)
         if format == "huggingface":
             write_huggingface(pruned, output_dir, progress)
         else:
             convert_checkpoint(pruned, output_dir, progress=progress)
         progress.stage("scoring the pruned model")
-        after = _quality(output_dir, open_model(output_dir), tokens[-scored:], Path(folder) / "after", threads)
+        after = _quality(output_dir, open_model(output_dir), scored, Path(folder) / "after", threads)
     return Rewritten(output_dir, before, after)
+
+
+def _tokens(checkpoint: Checkpoint, text: PruningText, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to measure on, and rows to score."""
+    length = min(text.length, limit)
+    if text.evaluation is not None:
+        scored = calibration_tokens(checkpoint, text.evaluation, _WINDOWS, min(_WINDOW, limit))
+        return calibration_tokens(checkpoint, text.dataset, text.samples, length), scored
+    tokens = calibration_tokens(checkpoint, text.dataset, text.samples + text.scored, length)
+    held_out = max(1, min(text.scored, len(tokens) // 4))
+    return (tokens[:-held_out] if len(tokens) > 1 else tokens), tokens[-held_out:]
 
 
 def write_huggingface(checkpoint: Checkpoint, output_dir: Path, progress: Progress) -> None:
@@ -125,9 +140,8 @@ def _quality(model: str | Path, checkpoint: Checkpoint, tokens: np.ndarray, fold
         values = tensor.read()
         zeros += values.size - int(np.count_nonzero(values))
         count += values.size
-    return Quality(
-        checkpoint.nbytes, count, zeros / count, _decode_speed(session, tokens[0]), score.perplexity
-    )  # fmt: skip
+    speed = max(_decode_speed(session, tokens[0]) for _ in range(_RUNS))
+    return Quality(checkpoint.nbytes, engine.nbytes, count, zeros / count, speed, score.perplexity)
 
 
 def _decode_speed(session: Any, tokens: np.ndarray) -> float:

@@ -49,6 +49,9 @@ def prune(
     calib_dataset: Annotated[
         Text, typer.Option(metavar="FILE", help="Text to measure on: JSON lines or plain.", show_default="built in")
     ] = None,
+    eval_dataset: Annotated[
+        Text, typer.Option(metavar="FILE", help="Text to score instead of the end of that one.")
+    ] = None,
     format: Annotated[str, typer.Option(help="Of a model with less in it: huggingface or trtllm.")] = "huggingface",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken out, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
@@ -77,7 +80,9 @@ def prune(
         restore=restore,
         dry_run=dry_run,
         quiet=quiet,
-        rewrite=RewriteRequest.of(method, sparsity, structure, heads, mlp_channels, layers, calib_dataset, format),
+        rewrite=RewriteRequest.of(
+            method, sparsity, structure, heads, mlp_channels, layers, calib_dataset, eval_dataset, format
+        ),
     )
     return request.perform
 
