@@ -7,7 +7,7 @@ round-trips through JSON, and is evaluated by `trtllm.checkpoints.evaluation`.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ class Recipe:
 
     @property
     def operands(self) -> tuple[Recipe, ...]:
-        return tuple(value for field in fields(self) for value in _recipes_in(getattr(self, field.name)))
+        return tuple(value for name in _field_names(type(self)) for value in _recipes_in(getattr(self, name)))
 
     def sources(self) -> tuple[str, ...]:
         """Names of the checkpoint tensors it reads, in order, without repeats."""
@@ -44,7 +44,12 @@ class Recipe:
         return self.dtype.byte_size(prod(self.shape))
 
     def to_json(self) -> dict[str, Any]:
-        return {"step": self.step} | {field.name: _encode(getattr(self, field.name)) for field in fields(self)}
+        return {"step": self.step} | {name: _encode(getattr(self, name)) for name in _field_names(type(self))}
+
+
+@cache
+def _field_names(step: type[Recipe]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(step))
 
 
 def _recipes_in(value: Any) -> tuple[Recipe, ...]:

@@ -52,11 +52,15 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class ProfileEntry:
-    """A range of input extents that an engine is planned for: (least, expected, most) sequences and new tokens."""
+    """A range of input extents that an engine is planned for: (least, expected, most) sequences and new tokens.
+
+    Of a cache that is read through block tables, `columns` counts the blocks of a row's table.
+    """
 
     name: str
     batch: tuple[int, int, int]
     sequence: tuple[int, int, int]
+    columns: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,12 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            **vars(self),
+            "target": asdict(self.target),
+            "files": {name: vars(entry) for name, entry in self.files.items()},
+            "weights": [vars(entry) for entry in self.weights],
+        }
 
     @property
     def weights_nbytes(self) -> int:
@@ -170,7 +179,9 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _target_entry(data: Mapping[str, Any]) -> TargetEntry:
     profiles = tuple(
-        ProfileEntry(entry["name"], tuple(entry["batch"]), tuple(entry["sequence"]))
+        ProfileEntry(
+            entry["name"], tuple(entry["batch"]), tuple(entry["sequence"]), tuple(entry.get("columns", (0, 0, 0)))
+        )
         for entry in data.get("profiles", ())
     )
     capabilities = tuple(data.get("compute_capabilities", ()))
@@ -213,6 +224,23 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_lines(data: Mapping[str, Any]) -> str:
+    """A JSON object with a line for each of its items, and for each item of those that have several.
+
+    Every line is made by json's C encoder, which does not indent: large recipes and manifests take milliseconds.
+    """
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(data[key])}" for key in sorted(data)) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        items = (f" {json.dumps(key)}: {json.dumps(value[key], sort_keys=True)}" for key in sorted(value))
+        return "{\n" + ",\n".join(items) + "\n}"
+    if isinstance(value, list | tuple) and value:
+        return "[\n" + ",\n".join(f" {json.dumps(item, sort_keys=True)}" for item in value) + "\n]"
+    return json.dumps(value)
+
+
 class EngineWriter:
     """Writes an engine directory in one step: a temporary sibling becomes `path` when everything is on disk.
 
@@ -225,7 +253,7 @@ class EngineWriter:
         self.file_hashes: dict[str, str] = {}
 
     def write_json(self, name: str, data: Any) -> None:
-        (self.folder / name).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (self.folder / name).write_text(json_lines(data), encoding="utf-8")
 
     def write_bytes(self, name: str, data: bytes) -> None:
         _safe_name(name)

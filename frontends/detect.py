@@ -20,14 +20,20 @@ _LARGEST_HEADER = 100_000_000
 
 
 def open_model(
-    source: str | Path | object, *, tokenizer: Any = None, notify: Callable[[str], None] | None = None
+    source: str | Path | object,
+    *,
+    tokenizer: Any = None,
+    known_tokenizer: Path | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Checkpoint:
     """The model that `source` names (a path or `org/name[@revision]` on the hub) or is (a transformers model).
 
     `tokenizer` goes with a model object only. `notify` gets each of the checkpoint's notes, and progress of a download.
+    `known_tokenizer` is a tokenizer.json that was found to be good before: a directory's own that has the same bytes is
+    not loaded to see, which takes longer than reading a small model.
     Raises BadInputError for what is missing or damaged, UnsupportedModelError for what is known but not read.
     """
-    checkpoint = _open(source, tokenizer, notify or _ignore)
+    checkpoint = _open(source, tokenizer, known_tokenizer, notify or _ignore)
     for note in checkpoint.notes:
         (notify or _ignore)(note)
     return checkpoint
@@ -37,7 +43,9 @@ def _ignore(note: str) -> None:
     pass
 
 
-def _open(source: str | Path | object, tokenizer: Any, notify: Callable[[str], None]) -> Checkpoint:
+def _open(
+    source: str | Path | object, tokenizer: Any, known_tokenizer: Path | None, notify: Callable[[str], None]
+) -> Checkpoint:
     if not isinstance(source, str | Path):
         from trtllm.frontends.in_memory import read_model
 
@@ -46,7 +54,7 @@ def _open(source: str | Path | object, tokenizer: Any, notify: Callable[[str], N
         raise UsageError("tokenizer= goes with a model object", "a path or hub id brings its own tokenizer files")
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, known_tokenizer)
     if path.exists():
         return _open_file(path)
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and not path.is_symlink():
@@ -56,7 +64,7 @@ def _open(source: str | Path | object, tokenizer: Any, notify: Callable[[str], N
     raise BadInputError(f"there is no model at {source!s}", "check the path; " + _READ)
 
 
-def _open_directory(directory: Path) -> Checkpoint:
+def _open_directory(directory: Path, known_tokenizer: Path | None = None) -> Checkpoint:
     from trtllm.frontends.trtllm_checkpoint import is_trtllm_checkpoint, read_trtllm_checkpoint
 
     if not (directory / "manifest.json").is_file() and is_trtllm_checkpoint(directory):
@@ -65,7 +73,7 @@ def _open_directory(directory: Path) -> Checkpoint:
     if (directory / "config.json").is_file() and not _is_gguf_only(directory):
         from trtllm.frontends.huggingface import read_directory
 
-        return read_directory(directory)
+        return read_directory(directory, known_tokenizer=known_tokenizer)
     gguf_files = sorted(directory.glob("*.gguf"))
     if len(gguf_files) == 1:
         return _open_file(gguf_files[0])

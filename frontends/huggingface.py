@@ -17,15 +17,17 @@ from trtllm.frontends.text_config import TextConfig, find_text_config
 from trtllm.frontends.weight_files import WeightFiles, open_files, open_weight_files
 
 
-def read_directory(directory: Path, *, source: str = "") -> Checkpoint:
+def read_directory(directory: Path, *, source: str = "", known_tokenizer: Path | None = None) -> Checkpoint:
     """The model in `directory`; `source` is what the user called it, for messages.
+
+    A tokenizer.json that equals `known_tokenizer` is not checked again.
 
     Quantized weights read as float32 and keep what they are stored as. Raises BadInputError for damaged or
     contradicting files, UnsupportedModelError for a quantization that is not read.
     """
     source = source or str(directory)
     text = _read_config(directory, source)
-    return _checkpoint(directory, source, text, open_weight_files(directory))
+    return _checkpoint(directory, source, text, open_weight_files(directory), known_tokenizer)
 
 
 def read_file(file: Path, kind: str) -> Checkpoint:
@@ -55,12 +57,14 @@ def _read_config(directory: Path, source: str) -> TextConfig:
     return replace(text, quantization=QuantizationConfig("modelopt", quantization, source))
 
 
-def _checkpoint(directory: Path, source: str, text: TextConfig, weights: WeightFiles) -> Checkpoint:
+def _checkpoint(
+    directory: Path, source: str, text: TextConfig, weights: WeightFiles, known_tokenizer: Path | None = None
+) -> Checkpoint:
     tensors, stored = _opened(weights, text)
     canonical = canonical_tensors(tensors, text.architecture, source)
     if not canonical.tensors:
         raise BadInputError(f"{source} holds no weights of a text model", "pass the directory of a complete model")
-    assets = collect_assets(directory)
+    assets = collect_assets(directory, known_tokenizer)
     found = (
         f"Hugging Face directory, {text.architecture}, {_files(weights)}, "
         f"{len(canonical.tensors)} tensors, {dtype_summary(canonical.tensors)}"

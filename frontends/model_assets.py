@@ -26,8 +26,10 @@ class ModelAssets:
     notes: tuple[str, ...]
 
 
-def collect_assets(directory: Path) -> ModelAssets:
+def collect_assets(directory: Path, known_tokenizer: Path | None = None) -> ModelAssets:
     """The assets in `directory`; a vocabulary without tokenizer.json is converted when transformers is installed.
+
+    A tokenizer.json is loaded to see that it can be, unless it has the bytes of `known_tokenizer`.
 
     Raises BadInputError for a JSON file among them that is damaged.
     """
@@ -40,12 +42,17 @@ def collect_assets(directory: Path) -> ModelAssets:
         read_json_object(pooling)
         files[POOLING] = pooling
     if "tokenizer.json" in files:
-        _check_tokenizer(directory / "tokenizer.json")
+        if known_tokenizer is None or not _same_bytes(directory / "tokenizer.json", known_tokenizer):
+            _check_tokenizer(directory / "tokenizer.json")
         return ModelAssets(files, ())
     converted, note = _converted_tokenizer(directory)
     if converted:
         files["tokenizer.json"] = converted
     return ModelAssets(files, (note,))
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    return other.is_file() and one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
 def _check_tokenizer(path: Path) -> None:

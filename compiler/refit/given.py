@@ -54,15 +54,19 @@ class Given:
 
 
 def open_given(
-    model: Any, architecture: str, *, base: Any = None, strength: float = 1.0, partial: bool = False, progress: Progress
-) -> Given:
-    """Reads headers of whatever was given. `architecture` is the engine's, for tensors that come without a config.
+    model: Any, architecture: str, *, base: Any = None, strength: float = 1.0, partial: bool = False,
+    known_tokenizer: Path | None = None, progress: Progress,
+) -> Given:  # fmt: skip
+    """Reads headers of whatever was given. `architecture` is the engine's, for tensors that come without a config;
+    `known_tokenizer` is its tokenizer, which need not be checked again where it is found.
 
     Raises BadInputError and UnsupportedModelError for what cannot be read, UsageError for what does not go together.
     """
     from trtllm.frontends.detect import open_model
 
-    base_checkpoint = open_model(base, notify=progress.note) if base is not None else None
+    base_checkpoint = (
+        open_model(base, known_tokenizer=known_tokenizer, notify=progress.note) if base is not None else None
+    )
     path = Path(model).expanduser() if isinstance(model, str | Path) else None
     if path is not None and (path / ADAPTER_CONFIG).is_file():
         return _adapter(path, base_checkpoint, strength)
@@ -75,7 +79,7 @@ def open_given(
         return _tensors(
             str(path), _named({name: file.tensor(name) for name in file.specs}, architecture), base_checkpoint
         )
-    checkpoint = open_model(model, notify=progress.note)
+    checkpoint = open_model(model, known_tokenizer=known_tokenizer, notify=progress.note)
     if partial or base_checkpoint is not None:
         merged = {**(base_checkpoint.tensors if base_checkpoint else {}), **checkpoint.tensors}
         whole = replace(checkpoint, tensors=merged)

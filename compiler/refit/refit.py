@@ -44,6 +44,7 @@ from trtllm.config import BuildConfig, build_config
 from trtllm.errors import BadInputError, TrtllmError, UsageError
 from trtllm.progress import Progress, Silent
 
+TOKENIZER = "tokenizer.json"
 HISTORY = "refit.json"
 """Where an engine's weights come from, and what a revert needs: the hashes and recipes it was built with."""
 _EXCHANGE = 2
@@ -134,7 +135,7 @@ def prepare_refit(
     architecture = engine.config["pretrained_config"]["architecture"]
     given = open_given(
         model, architecture, base=options.base if not options.revert else None, strength=options.strength,
-        partial=options.partial, progress=progress,
+        partial=options.partial, known_tokenizer=engine.path / TOKENIZER, progress=progress,
     )  # fmt: skip
     report = examine(engine, recipes, given, recalibrates=options.recalibrate)
     compiled: Compiled | None = None
@@ -372,7 +373,7 @@ def _verified(prepared: PreparedRefit, engine: Engine, progress: Progress) -> Ve
     if compiled is None and any(map(is_measured, prepared.recipes.values())):
         return verify_finite(engine)
     compiled = compiled or compile_network(checkpoint, engine_build(engine))
-    return verify_against(engine, checkpoint, compiled, prepared.recipes, progress)
+    return verify_against(engine, checkpoint, compiled, prepared.recipes, progress, threads=prepared.options.threads)
 
 
 def _exchange(made: Path, target: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,15 @@ from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Recipe
 from trtllm.compiler.compiled import Compiled
-from trtllm.compiler.engine import Engine, open_engine
-from trtllm.compiler.pipeline import write_engine
+from trtllm.compiler.engine import ENGINE, WEIGHTS, Engine
 from trtllm.compiler.refit.report import listed
 from trtllm.errors import BadInputError
-from trtllm.progress import Progress, Silent
+from trtllm.progress import Progress
 from trtllm.runtime.session import is_paged, open_session
 
-REFERENCE_BYTES = 2_000_000_000
-"""Weights of the largest engine whose reference is built whole; of a larger one the recipes are compared instead."""
 _TOKENS = 8
+_REFERENCE = ".reference"
+"""A folder within the one that is being written, so that what clears up after a kill finds it."""
 _EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10}
 
 
@@ -54,26 +53,74 @@ class Verification:
 
 
 def verify_against(
-    engine: Engine, checkpoint: Checkpoint, compiled: Compiled, recipes: Mapping[str, Recipe], progress: Progress
+    engine: Engine,
+    checkpoint: Checkpoint,
+    compiled: Compiled,
+    recipes: Mapping[str, Recipe],
+    progress: Progress,
+    threads: int = 0,
 ) -> Verification:
-    """Compares with a fresh lowering. Raises BadInputError that says what differs."""
+    """Compares with a fresh lowering: graph, recipes, the bytes of every weight, and logits. Raises BadInputError.
+
+    The weights are made once more, a chunk at a time, and compared with the file as it is; then the fresh graph runs
+    over that same file. So no second engine is written, and nothing is held in memory.
+    """
     fresh = {weight.name: weight.recipe for weight in compiled.weights}
     if compiled.network_hash != engine.manifest.network_hash:
         raise _failed("a build of the checkpoint has another graph")
     different = [name for name, recipe in recipes.items() if fresh.get(name) != recipe]
     if different:
         raise _failed(f"a build of the checkpoint makes other weights: {listed(different)}")
-    if engine.target != "onnxruntime" or engine.manifest.weights_nbytes > REFERENCE_BYTES:
+    if engine.target != "onnxruntime":
         return Verification("recipes")
-    with tempfile.TemporaryDirectory(prefix=".trtllm-verify-", dir=engine.path.parent) as folder:
-        write_engine(checkpoint, compiled, Path(folder) / "engine", Silent(), RecipeReader(checkpoint.tensors))
-        reference = open_engine(Path(folder) / "engine", verify=False)
-        expected, found = some_logits(reference), some_logits(engine)
+    _check_payloads(engine, checkpoint, compiled, progress, threads)
+    found = some_logits(engine)
+    expected = _reference_logits(engine, compiled)
     error = float(np.abs(expected - found).max())
     tolerance = _tolerance(engine, expected)
     if not error <= tolerance:
         raise _failed(f"logits differ by {error:.3g} from those of a fresh build, more than {tolerance:.3g}")
     return Verification("logits", _TOKENS, error, tolerance)
+
+
+def _check_payloads(
+    engine: Engine, checkpoint: Checkpoint, compiled: Compiled, progress: Progress, threads: int
+) -> None:
+    """The weights file holds what the fresh recipes make of the checkpoint, at the places that the manifest says."""
+    entries = sorted(engine.manifest.weights, key=lambda entry: entry.offset)
+    fresh = {weight.name: weight.recipe for weight in compiled.weights}
+    reader = RecipeReader(checkpoint.tensors, threads=threads)
+    progress.stage("verifying weights", sum(entry.nbytes for entry in entries))
+    with (engine.path / WEIGHTS).open("rb", buffering=0) as file:
+        written = bytearray()
+        for entry in entries:
+            place = entry.offset
+            for chunk in reader.chunks(fresh[entry.name]):
+                made = chunk.reshape(-1).view("u1")
+                if len(written) < made.nbytes:
+                    written = bytearray(made.nbytes)
+                view = memoryview(written)[: made.nbytes]
+                file.seek(place)
+                count = file.readinto(view)
+                if count != made.nbytes or not np.array_equal(np.frombuffer(view, np.uint8), made):
+                    raise _failed(f"{entry.name} is not what the checkpoint gives")
+                place += made.nbytes
+                progress.advance(made.nbytes)
+
+
+def _reference_logits(engine: Engine, compiled: Compiled) -> np.ndarray:
+    """Of the fresh graph, over the weights that were compared with the checkpoint's."""
+    from trtllm.compiler.targets.onnxruntime.emit import graph_bytes
+
+    folder = engine.path / _REFERENCE
+    folder.mkdir()
+    try:
+        offsets = {entry.name: entry.offset for entry in engine.manifest.weights}
+        (folder / ENGINE).write_bytes(graph_bytes(compiled.network, offsets, folder))
+        os.link(engine.path / WEIGHTS, folder / WEIGHTS)
+        return some_logits(replace(engine, path=folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def verify_finite(engine: Engine) -> Verification:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import onnx_ir as ir
 
 from trtllm.checkpoints.evaluation import RecipeReader
@@ -38,7 +41,12 @@ def emit(
     progress.stage("writing weights", sum(weight.recipe.nbytes for weight in weights))
     entries, digest, stripped = write_kept_weights(writer.folder / WEIGHTS, weights, reader, progress)
     writer.file_hashes[WEIGHTS] = digest
-    offsets = layout(weights)
+    writer.write_bytes(ENGINE, graph_bytes(network, layout(weights), writer.folder))
+    return Emitted(TargetEntry("onnxruntime", library_version(), MINIMUM_VERSION), entries, stripped)
+
+
+def graph_bytes(network: Network, offsets: Mapping[str, int], folder: Path) -> bytes:
+    """The ONNX model, which refers to its weights at their offsets in the file of `folder`."""
     network.model.opset_imports.pop("trtllm", None)
     network.model.opset_imports["com.microsoft"] = 1
     network.model.opset_imports["trtllm.cpu"] = 1
@@ -46,8 +54,7 @@ def emit(
     def place(weight: Weight) -> ir.ExternalTensor:
         return ir.ExternalTensor(
             WEIGHTS, offsets[weight.name or ""], weight.recipe.nbytes, weight.dtype,
-            shape=weight.shape, name=weight.name or "", base_dir=str(writer.folder),
+            shape=weight.shape, name=weight.name or "", base_dir=str(folder),
         )  # fmt: skip
 
-    writer.write_bytes(ENGINE, to_proto_without_weights(network.model, place))
-    return Emitted(TargetEntry("onnxruntime", library_version(), MINIMUM_VERSION), entries, stripped)
+    return to_proto_without_weights(network.model, place)
