@@ -21,6 +21,7 @@ from trtllm.passes.quantize import QuantizeWeights
 from trtllm.passes.quantize_cache import QuantizeCache
 from trtllm.passes.quantize_scaled import QuantizeScaled
 from trtllm.passes.select_tokens import SelectLastToken
+from trtllm.passes.share_embedding import ShareEmbedding
 
 # What the build asks for, at every level: which logits, which weights.
 O0: tuple[type[Pass], ...] = (
@@ -66,6 +67,7 @@ LEGALIZE: tuple[type[Pass], ...] = (
     LowerMoE,
     LowerScaled,
     LowerLinear,
+    ShareEmbedding,
     InlineDialect,
     DecomposeAttention,
     RemoveDeadCode,

@@ -28,6 +28,7 @@ from trtllm.compiler.ir.weights import DTYPES, Weight, weight_of
 from trtllm.dtypes import DType
 from trtllm.passes.base import Pass, PassContext, builder_before
 from trtllm.passes.quantize import halve_embedding, without_casts
+from trtllm.passes.share_embedding import looks_up_tiles, why_not
 
 CPU_PRODUCT = ("QuantizedLinear", "trtllm.cpu")
 
@@ -217,6 +218,8 @@ def _rewrite(network: Network, node: ir.Node, weight: Weight, kept: _KeptWeight,
 def _keep_embedding(network: Network, node: ir.Node, context: PassContext, fates: Counter[tuple[str, str]]) -> int:
     """Rows of integers and of their scales are looked up and dequantized; what has offsets is looked up in float16.
 
+    Where the target looks rows up in tiles, `share-embedding` puts integers for the float16 table, with offsets too.
+
     y = Embedding(ids, W)
         becomes
     y = DequantizeLinear(Embedding(ids, KeptValues(W)), Cast(Embedding(ids, KeptScales(W))))
@@ -226,10 +229,13 @@ def _keep_embedding(network: Network, node: ir.Node, context: PassContext, fates
         return 0
     source = without_casts(weight.recipe)
     stored = context.stored.get(source.name) if type(source) is Source else None
-    if DTYPES[weight.dtype] is not DType.FLOAT32 or stored is None:
+    if DTYPES[weight.dtype] is not DType.FLOAT32 or stored is None or not isinstance(source, Source):
         _count_dequantized(weight, "looked up by rows", context, fates)
         return 0
     form = stored.integers
+    if looks_up_tiles(network, context) and not why_not(node, source, context):
+        fates[stored.method, f"looked up by rows: {_fate(stored, form.bits if form is not None else 8)}"] += 1
+        return halve_embedding(network, node)
     if form is None or form.offset is not Offset.NONE or source.shape[-1] % BLOCK:
         fates[stored.method, "looked up by rows: dequantized to float16"] += 1
         return halve_embedding(network, node)

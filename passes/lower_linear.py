@@ -117,7 +117,7 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
         offsets = weight_of(dequantize.inputs[2])
         assert offsets is not None
         inputs += [bias, b.weight(f"{offsets.name}_tiles", TiledScales(offsets.recipe))]
-        offset["offset"] = _OFFSETS[attributes_of(dequantize)["offset"]]
+        offset["offset"] = OFFSETS[attributes_of(dequantize)["offset"]]
     elif bias is not None:
         inputs.append(bias)
     gate, operand = gate_before(node, x)
@@ -136,7 +136,8 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
     )
 
 
-_OFFSETS = {"minimum": 1, "zero_point": 2}
+OFFSETS = {"minimum": 1, "zero_point": 2}
+"""What offsets are, as the kernels' attribute; 0 without."""
 _GATES = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 

@@ -6,6 +6,7 @@
 
 #include "runtime/native/attention_operator.h"
 #include "runtime/native/kernel_call.h"
+#include "runtime/native/quantized_embedding_operator.h"
 #include "runtime/native/quantized_linear_operator.h"
 #include "runtime/native/scaled_linear_operator.h"
 
@@ -65,6 +66,7 @@ extern "C" __attribute__((visibility("default"))) trtllm::ort::Status *RegisterC
     trtllm::ort::SessionOptions *options, const trtllm::ort::ApiBase *base) {
     using namespace trtllm;
     static const Description<QuantizedLinearKernel> quantized_linear;
+    static const Description<QuantizedEmbeddingKernel> quantized_embedding;
     static const Description<ScaledLinearKernel> scaled_linear;
     static const Description<CachedAttentionKernel> cached_attention;
     static const Description<PagedAttentionKernel<CacheFormat::float32>> paged_attention;
@@ -75,7 +77,8 @@ extern "C" __attribute__((visibility("default"))) trtllm::ort::Status *RegisterC
     ort::Domain *domain = nullptr;  // lives as long as the process: sessions may outlive any scope here
     if (auto *status = api->create_domain("trtllm.cpu", &domain)) return status;
     const ort::Operator *operators[] = {&quantized_linear, &cached_attention, &paged_attention,
-                                       &paged_attention_int8, &paged_attention_float8, &scaled_linear};
+                                       &paged_attention_int8, &paged_attention_float8, &scaled_linear,
+                                       &quantized_embedding};
     for (const auto *op : operators)
         if (auto *status = api->add_operator(domain, op)) return status;
     return api->add_domain(options, domain);

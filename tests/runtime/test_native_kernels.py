@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 SOURCES = {
     "attention": ("attention", "attention_plan"),
     "attention_cache": ("attention", "attention_plan"),
+    "quantized_embedding": (),
     "quantized_linear": ("quantized_linear",),
     "scaled_linear": ("scaled_linear", "activation_rounding", "quantized_linear"),
 }

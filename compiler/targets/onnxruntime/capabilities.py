@@ -20,6 +20,7 @@ CAPABILITIES = Capabilities(
             "trtllm.cpu::PagedAttention",
             "trtllm.cpu::PagedAttentionInt8",
             "trtllm.cpu::PagedAttentionFloat8",
+            "trtllm.cpu::QuantizedEmbedding",
             "trtllm.cpu::QuantizedLinear",
             "trtllm.cpu::ScaledLinear",
             "com.microsoft::MoE",
