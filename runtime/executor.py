@@ -8,7 +8,7 @@ from trtllm.compiler.engine import Engine
 from trtllm.errors import TargetError, UsageError
 from trtllm.memory import available_memory
 from trtllm.runtime.llm_config import DraftTargetDecodingConfig, KvCacheConfig, LlmArgs, NGramDecodingConfig
-from trtllm.runtime.session import SessionInfo, is_paged, open_session, session_info
+from trtllm.runtime.session import SessionInfo, cache_kind, open_session, session_info
 
 _MEMORY_FRACTION = 0.9
 """Of the free memory, that a cache takes at most when nobody says otherwise."""
@@ -30,11 +30,21 @@ def open_engine_session(engine: Engine, args: LlmArgs) -> Any:
     return open_session(
         engine,
         threads=args.threads,
-        num_blocks=_num_blocks(usual, cache, args) if is_paged(engine.config) else None,
+        num_blocks=_wanted_blocks(engine, usual, cache, args),
         num_host_blocks=(cache.host_cache_size or 0) // _block_bytes(usual),
         tokens_per_block=size,
         max_batch_size=args.max_batch_size,
     )
+
+
+def _wanted_blocks(engine: Engine, usual: SessionInfo, cache: KvCacheConfig, args: LlmArgs) -> int | None:
+    """Blocks of the cache; None for all that the engine was built with."""
+    kind = cache_kind(engine.config)
+    if kind == "paged":
+        return _num_blocks(usual, cache, args)
+    if kind == "gathered" and cache.max_tokens is not None:
+        return min(-(-cache.max_tokens // usual.cache.tokens_per_block), usual.cache.num_blocks)
+    return None
 
 
 def _num_blocks(usual: SessionInfo, cache: KvCacheConfig, args: LlmArgs) -> int:

@@ -153,10 +153,12 @@ def open_session(
         tokens_per_block: a power of two; engines whose cache is linear take only their max_seq_len.
         max_batch_size: rows of a step, the engine's own by default; an engine with a paged cache takes any.
     """
+    if engine.target == "tensorrt":
+        return _open_tensorrt(engine, num_blocks, num_host_blocks, tokens_per_block, max_batch_size)
     if engine.target != "onnxruntime":
         raise TargetError(
-            f"{engine.path} is an engine for target '{engine.target}', which this machine cannot run",
-            "build it with --target onnxruntime to run on a CPU",
+            f"{engine.path} is an engine for target '{engine.target}', which is not known here",
+            "load it with the version that built it",
         )
     if engine.config["model"]["kind"] == "encoder":
         from trtllm.runtime.sessions.onnxruntime_encoder import OnnxRuntimeEncoder
@@ -172,9 +174,34 @@ def open_session(
     return OnnxRuntimeLinearSession(engine, info, threads=threads)
 
 
+def _open_tensorrt(
+    engine: Engine,
+    num_blocks: int | None,
+    num_host_blocks: int,
+    tokens_per_block: int | None,
+    max_batch_size: int | None,
+) -> Any:
+    kind = cache_kind(engine.config)
+    if engine.config["model"]["kind"] == "encoder" or kind != "gathered":
+        raise TargetError(
+            f"{engine.path} is a TensorRT plan of a form that has no session: "
+            f"{'an encoder' if engine.config['model']['kind'] == 'encoder' else f'its cache is {kind}'}",
+            "run the plan with TensorRT itself, or build the model with --target onnxruntime",
+        )
+    from trtllm.runtime.sessions.tensorrt_session import TensorRTSession
+
+    info = session_info(engine.config, num_blocks, num_host_blocks, tokens_per_block, max_batch_size)
+    return TensorRTSession(engine, info)
+
+
+def cache_kind(config: Mapping[str, Any]) -> str:
+    """How an engine's graph takes its cache: "paged", "linear", or "gathered" from a pool that it was built with."""
+    return str(config.get("cache", {}).get("kind", "linear"))
+
+
 def is_paged(config: Mapping[str, Any]) -> bool:
     """Whether an engine's graph takes packed tokens and a cache of blocks; engines that do not say so do not."""
-    return bool(config.get("cache", {}).get("kind") == "paged")
+    return cache_kind(config) == "paged"
 
 
 def session_info(
@@ -187,6 +214,8 @@ def session_info(
     """What a session of an engine with this config.json offers; see `open_session`. Raises UsageError."""
     limits, paged = limits_of(config), is_paged(config)
     rows = max_batch_size or limits.max_batch_size
+    if cache_kind(config) == "gathered":
+        return _gathered_info(config, limits, rows, num_blocks, num_host_blocks, tokens_per_block)
     if not paged and (rows > limits.max_batch_size or (tokens_per_block or limits.max_seq_len) != limits.max_seq_len):
         raise UsageError(
             f"the cache of this engine is linear: {limits.max_batch_size} slots of {limits.max_seq_len} tokens",
@@ -204,6 +233,33 @@ def session_info(
         max_batch_size=rows,
         max_num_tokens=max(config["build_config"]["max_num_tokens"], rows),
         gathers_all_logits=paged or limits.gathers_context_logits,
+        cache=CacheShape(size, blocks, num_host_blocks, cache_groups(config)),
+    )
+
+
+def _gathered_info(
+    config: Mapping[str, Any],
+    limits: SessionLimits,
+    rows: int,
+    num_blocks: int | None,
+    num_host_blocks: int,
+    tokens_per_block: int | None,
+) -> SessionInfo:
+    """The pool of such an engine is part of its plan; its last block is the session's own."""
+    first = next(item for item in config["io"]["inputs"] if item["name"].startswith("past_key."))
+    built, _, size, _ = first["shape"]
+    blocks = built - 1 if num_blocks is None else num_blocks
+    if not (0 < blocks < built and num_host_blocks >= 0 and tokens_per_block in (None, size)):
+        raise UsageError(
+            f"{blocks} blocks of {tokens_per_block or size} tokens: this engine was built for {built - 1} of {size}",
+            "build it with other cache options, or leave them out here",
+        )
+    return SessionInfo(
+        vocab_size=limits.vocab_size,
+        max_seq_len=limits.max_seq_len,
+        max_batch_size=rows,
+        max_num_tokens=max(config["build_config"]["max_num_tokens"], rows),
+        gathers_all_logits=limits.gathers_context_logits,
         cache=CacheShape(size, blocks, num_host_blocks, cache_groups(config)),
     )
 
