@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -62,25 +63,43 @@ def perplexity(
         UsageError: too few tokens, a context that does not fit, engines of different vocabularies, or an engine
             that gives logits of last tokens only.
     """
+    return perplexities([engine], tokens, context, reference=reference, threads=threads, progress=progress)[0]
+
+
+def perplexities(
+    engines: Sequence[Engine],
+    tokens: Sequence[int] | np.ndarray,
+    context: int = 1024,
+    *,
+    reference: Engine | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Perplexity]:
+    """`perplexity` of several engines side by side, for which the reference computes once."""
     stream = checked_tokens(tokens, context)
-    session = scoring_session(engine, context, threads)
+    sessions = [scoring_session(engine, context, threads) for engine in engines]
     other = scoring_session(reference, context, threads) if reference is not None else None
-    if other is not None and other.info.vocab_size != session.info.vocab_size:
-        raise UsageError(
-            f"the reference has {other.info.vocab_size} tokens, the engine {session.info.vocab_size}",
-            "compare engines of one model",
-        )
-    score = Score()
+    for session in sessions:
+        if other is not None and other.info.vocab_size != session.info.vocab_size:
+            raise UsageError(
+                f"the reference has {other.info.vocab_size} tokens, the engine {session.info.vocab_size}",
+                "compare engines of one model",
+            )
+    scores = [Score() for _ in sessions]
+    step = min(STEP_TOKENS, *(session.info.max_num_tokens for session in [*sessions, other] if session is not None))
     for window in windows(stream, context):
-        expected = window_logits(other, window) if other is not None else None
+        expected = window_logits(other, window, step) if other is not None else repeat(None)
         start = 0
-        for logits in window_logits(session, window):
-            targets = window[start + 1 : start + 1 + len(logits)]
-            score.add(logits[: len(targets)], targets, next(expected)[: len(targets)] if expected is not None else None)
-            start += len(logits)
+        for pieces in zip(*(window_logits(session, window, step) for session in sessions), strict=True):
+            targets = window[start + 1 : start + 1 + len(pieces[0])]
+            wanted = next(expected)
+            known = log_softmax(wanted[: len(targets)]) if wanted is not None else None
+            for score, logits in zip(scores, pieces, strict=True):
+                score.add(logits[: len(targets)], targets, known)
+            start += len(pieces[0])
             if progress is not None:
                 progress(len(targets))
-    return score.result()
+    return [score.result() for score in scores]
 
 
 def checked_tokens(tokens: Sequence[int] | np.ndarray, context: int) -> np.ndarray:
@@ -117,12 +136,11 @@ def scoring_session(engine: Engine, context: int, threads: int | None = None) ->
     return scoring
 
 
-def window_logits(session: Session, window: np.ndarray) -> Iterator[np.ndarray]:
-    """Logits float32 [n, V] of the window's tokens, in pieces that are valid until the next is asked for."""
+def window_logits(session: Session, window: np.ndarray, step: int) -> Iterator[np.ndarray]:
+    """Logits float32 [n, V] of the window's tokens, in pieces of `step` that are valid until the next is asked for."""
     size = session.info.cache.tokens_per_block
     table = np.arange(-(-session.info.max_seq_len // size), dtype=np.int32)[None]
     tables = [table for _ in session.info.cache.groups]
-    step = min(STEP_TOKENS, session.info.max_num_tokens)
     for start in range(0, len(window), step):
         piece = window[start : start + step]
         count = len(piece)
@@ -146,7 +164,7 @@ class Score:
         self._compared = False
 
     def add(self, logits: np.ndarray, targets: np.ndarray, expected: np.ndarray | None = None) -> None:
-        """Logits [n, V] whose next tokens are targets [n]; `expected` are the reference's logits of the same places."""
+        """Logits [n, V] whose next tokens are targets [n]; `expected` are the reference's log probabilities there."""
         if not len(targets):
             return
         own = log_softmax(logits)
@@ -154,9 +172,8 @@ class Score:
         if expected is None:
             return
         self._compared = True
-        other = log_softmax(expected)
-        self._divergence += float(np.einsum("nv,nv->", np.exp(other), other - own, dtype=np.float64))
-        self._agreed += int(np.count_nonzero(own.argmax(-1) == other.argmax(-1)))
+        self._divergence += float(np.einsum("nv,nv->", np.exp(expected), expected - own, dtype=np.float64))
+        self._agreed += int(np.count_nonzero(own.argmax(-1) == expected.argmax(-1)))
 
     def result(self) -> Perplexity:
         losses = np.concatenate(self._losses)

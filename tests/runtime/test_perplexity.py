@@ -5,7 +5,7 @@ import pytest
 
 from trtllm.compiler.engine import open_engine
 from trtllm.errors import UsageError
-from trtllm.runtime.perplexity import Score, log_softmax, perplexity
+from trtllm.runtime.perplexity import Score, log_softmax, perplexities, perplexity
 
 TOKENS = np.random.default_rng(4).integers(0, 256, 150)
 
@@ -35,17 +35,25 @@ def test_an_engine_agrees_with_itself(tiny_llama_engine) -> None:
     assert found.divergence == 0 and found.agreement == 1
 
 
+def test_engines_side_by_side_score_as_alone(tiny_llama_engine) -> None:
+    engine = open_engine(tiny_llama_engine)
+    assert (
+        perplexities([engine, engine], TOKENS, 96, reference=engine)
+        == [perplexity(engine, TOKENS, 96, reference=engine)] * 2
+    )
+
+
 def test_windows_longer_than_a_step_are_scored_as_one() -> None:
     random = np.random.default_rng(1)
     logits, targets = random.normal(size=(40, 30)).astype(np.float32), random.integers(0, 30, 40)
+    own, expected = log_softmax(logits), log_softmax(logits[::-1])
     whole, pieces = Score(), Score()
-    whole.add(logits, targets, logits[::-1])
+    whole.add(logits, targets, expected)
     for start in range(0, 40, 7):
-        pieces.add(logits[start : start + 7], targets[start : start + 7], logits[::-1][start : start + 7])
+        pieces.add(logits[start : start + 7], targets[start : start + 7], expected[start : start + 7])
     one, other = whole.result(), pieces.result()
     assert one.negative_log_likelihood == pytest.approx(other.negative_log_likelihood, rel=1e-12)
     assert one.divergence == pytest.approx(other.divergence, rel=1e-6) and one.agreement == other.agreement
-    own, expected = log_softmax(logits), log_softmax(logits[::-1])
     assert one.divergence == pytest.approx((np.exp(expected) * (expected - own)).sum() / 40, rel=1e-5)
 
 
