@@ -1,18 +1,15 @@
 """TensorRT engines with a gathered cache, on a GPU and a library that are not there: see fake_cuda, fake_tensorrt."""
 
 import gc
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from trtllm import BuildConfig, compile
-from trtllm.compiler.engine import Engine, open_engine
+from trtllm.compiler.engine import Engine
 from trtllm.errors import TargetError, UsageError
 from trtllm.runtime.session import open_session
 
@@ -22,68 +19,15 @@ TOLERANCE = np.finfo(np.float32).eps * 8 * 15
 """Products of other row counts sum in another order: eps * sqrt(64) for 7 products of 2 layers and the head."""
 
 
-def _fake(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CUDA, TENSORRT = _fake("fake_cuda"), _fake("fake_tensorrt")
-Shape = TENSORRT.Shape
-SHAPES = (
-    *(Shape(rows, 1, columns) for rows in (1, 2, 4) for columns in (4, 12)),
-    *(Shape(1, tokens, 12) for tokens in (4, 16)),
-)
-
-
-@pytest.fixture(scope="module")
-def models(tiny_llama_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Engine]:
-    """The padded engines behind the plans, by whether they give all logits."""
-    made = {}
-    for gathers_all in (False, True):
-        folder = tmp_path_factory.mktemp("engines") / "linear"
-        config = BuildConfig(
-            max_batch_size=6, max_seq_len=CAPACITY, optimization_level=1, gather_context_logits=gathers_all
-        )
-        compile(tiny_llama_directory, output_dir=folder, config=config)
-        made[gathers_all] = open_engine(folder)
-    return made
-
-
-@pytest.fixture(scope="module")
-def engines(models: dict[bool, Engine], tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Engine]:
-    """Fake plans, by whether they give all logits."""
-    folder = tmp_path_factory.mktemp("plans")
-    return {
-        gathers_all: TENSORRT.write_engine(
-            folder / str(gathers_all), model, SHAPES, num_blocks=BLOCKS + 1, tokens_per_block=SIZE,
-            gathers_all=gathers_all,
-        )
-        for gathers_all, model in models.items()
-    }  # fmt: skip
+@pytest.fixture
+def open_one(gathered_engines: dict[bool, Engine], fake_gpu: Any) -> Callable[..., "Stepper"]:
+    return lambda gathers_all=False, **options: Stepper(open_session(gathered_engines[gathers_all], **options))
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The GPU and the library of this test."""
-    fake = CUDA.FakeDevice()
-    monkeypatch.setattr("trtllm.runtime.sessions.tensorrt_session.open_device", lambda: fake)
-    monkeypatch.setitem(sys.modules, "tensorrt", TENSORRT.module(fake))
-    return fake
-
-
-@pytest.fixture
-def open_one(engines: dict[bool, Engine], device: Any) -> Callable[..., "Stepper"]:
-    return lambda gathers_all=False, **options: Stepper(open_session(engines[gathers_all], **options))
-
-
-@pytest.fixture
-def reference(models: dict[bool, Engine]) -> Callable[..., np.ndarray]:
+def reference(padded_engines: dict[bool, Engine]) -> Callable[..., np.ndarray]:
     """Logits of all tokens of a text, computed in one piece without a cache of blocks."""
-    session = open_session(models[True])
+    session = open_session(padded_engines[True])
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         count = len(tokens)
@@ -170,13 +114,13 @@ def test_the_smallest_shape_that_holds_a_step_runs_it(open_one: Callable[..., St
     assert shape(programs.for_chunk(500, 3)) == (1, 16, 12)
 
 
-def test_only_the_logits_that_are_asked_for_cross_the_bus(open_one: Callable[..., Stepper], device: Any) -> None:
+def test_only_the_logits_that_are_asked_for_cross_the_bus(open_one: Callable[..., Stepper], fake_gpu: Any) -> None:
     one = open_one()
-    before = device.counts["copied_to_host"]
+    before = fake_gpu.counts["copied_to_host"]
     assert one.step((0, PROMPT, 0), wanted=[]).shape == (0, 300)
-    assert device.counts["copied_to_host"] == before
+    assert fake_gpu.counts["copied_to_host"] == before
     one.step((0, PROMPT[:1], 37), (1, PROMPT[:1], 0), wanted=[1])
-    assert device.counts["copied_to_host"] == before + 300 * 4
+    assert fake_gpu.counts["copied_to_host"] == before + 300 * 4
 
 
 def test_logits_inside_a_row_come_where_the_plan_makes_them(
@@ -189,7 +133,7 @@ def test_logits_inside_a_row_come_where_the_plan_makes_them(
 
 
 def test_a_sequence_sees_nothing_of_who_had_its_blocks_before(
-    open_one: Callable[..., Stepper], device: Any, reference: Callable[..., np.ndarray]
+    open_one: Callable[..., Stepper], fake_gpu: Any, reference: Callable[..., np.ndarray]
 ) -> None:
     """Another one's values may be no numbers, and zero times those is no number."""
     one = open_one()
@@ -197,7 +141,7 @@ def test_a_sequence_sees_nothing_of_who_had_its_blocks_before(
     pool = one.session._pool
     for name, address in pool.addresses.items():
         heads, size = 2, 16
-        memory = device.bytes_at(address, BLOCKS * heads * SIZE * size * 4).view(np.float32)
+        memory = fake_gpu.bytes_at(address, BLOCKS * heads * SIZE * size * 4).view(np.float32)
         memory[:] = np.nan
         assert name.startswith("past_")
     expected = reference(PROMPT[:20])
@@ -205,44 +149,44 @@ def test_a_sequence_sees_nothing_of_who_had_its_blocks_before(
     assert close(one.step((0, PROMPT[5:19], 5)), expected[18:19])
     assert close(one.step((0, PROMPT[19:20], 19)), expected[19:20])
     for address in pool.addresses.values():
-        block = device.bytes_at(address + int(one.tables[0, 2]) * 2 * SIZE * 16 * 4, 2 * SIZE * 16 * 4)
+        block = fake_gpu.bytes_at(address + int(one.tables[0, 2]) * 2 * SIZE * 16 * 4, 2 * SIZE * 16 * 4)
         kept = block.view(np.float32).reshape(2, SIZE, 16)
         assert np.isfinite(kept).all() and kept[:, :4].all() and not kept[:, 4:].any()
 
 
-def test_graphs_are_launched_from_the_second_run_on(open_one: Callable[..., Stepper], device: Any) -> None:
+def test_graphs_are_launched_from_the_second_run_on(open_one: Callable[..., Stepper], fake_gpu: Any) -> None:
     one = open_one()
     for index in range(5):
         one.step((0, PROMPT[index : index + 1], index))
-    assert (device.counts["enqueue"], device.counts["graph"]) == (2, 4)  # the second is the capture itself
+    assert (fake_gpu.counts["enqueue"], fake_gpu.counts["graph"]) == (2, 4)  # the second is the capture itself
     assert one.session.notes == []
 
 
 def test_a_library_that_refuses_graphs_runs_without_them(
-    open_one: Callable[..., Stepper], device: Any, reference: Callable[..., np.ndarray]
+    open_one: Callable[..., Stepper], fake_gpu: Any, reference: Callable[..., np.ndarray]
 ) -> None:
-    device.refuses_capture = True
+    fake_gpu.refuses_capture = True
     one, expected = open_one(), reference(PROMPT)
     one.step((0, PROMPT[:1], 0))
     one.step((0, PROMPT[1:2], 1))
     with pytest.warns(RuntimeWarning, match="no CUDA graph of 1 x 1 tokens over 4 blocks: .*capturing"):
         one.step((0, PROMPT[2:3], 2))
     assert close(one.step((0, PROMPT[3:4], 3)), expected[3:4])
-    assert device.counts["graph"] == 0
+    assert fake_gpu.counts["graph"] == 0
     assert len(one.session.notes) == 1
 
 
 def test_warming_up_makes_every_graph_and_touches_no_block(
-    open_one: Callable[..., Stepper], device: Any, reference: Callable[..., np.ndarray]
+    open_one: Callable[..., Stepper], fake_gpu: Any, reference: Callable[..., np.ndarray]
 ) -> None:
     one = open_one()
     one.step((0, PROMPT[:30], 0))
     one.session.warm_up()
-    enqueued = device.counts["enqueue"]
+    enqueued = fake_gpu.counts["enqueue"]
     expected = reference(PROMPT)
     for index in range(30, 37):
         assert close(one.step((0, PROMPT[index : index + 1], index)), expected[index : index + 1])
-    assert device.counts["enqueue"] == enqueued
+    assert fake_gpu.counts["enqueue"] == enqueued
 
 
 def test_a_step_that_fills_the_pinned_memory_waits_for_the_gpu(
@@ -300,7 +244,7 @@ def test_copies_are_done_in_their_order(open_one: Callable[..., Stepper]) -> Non
 
 
 def test_other_weights_take_over_between_two_steps(
-    open_one: Callable[..., Stepper], models: dict[bool, Engine], tmp_path: Path, tiny_llama_directory: Path
+    open_one: Callable[..., Stepper], fake_tensorrt: Any, tmp_path: Path, tiny_llama_directory: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -311,7 +255,8 @@ def test_other_weights_take_over_between_two_steps(
     model.save_pretrained(tmp_path / "other")
     config = BuildConfig(max_batch_size=6, max_seq_len=CAPACITY, optimization_level=1)
     other = compile(tmp_path / "other", output_dir=tmp_path / "linear", config=config)
-    engine = TENSORRT.write_engine(tmp_path / "plan", other, SHAPES, num_blocks=BLOCKS + 1, tokens_per_block=SIZE)
+    shapes = [fake_tensorrt.Shape(rows, 1, 12) for rows in (1, 4)] + [fake_tensorrt.Shape(1, 16, 12)]
+    engine = fake_tensorrt.write_engine(tmp_path / "plan", other, shapes, num_blocks=BLOCKS + 1, tokens_per_block=SIZE)
     one, fresh = open_one(), Stepper(open_session(engine))
     before = one.step((0, PROMPT, 0)).copy()
     take = one.session.loaded(engine)
@@ -357,9 +302,9 @@ def test_a_smaller_pool_is_fine(open_one: Callable[..., Stepper], reference: Cal
 
 
 def test_a_plan_without_a_profile_for_long_sequences_is_refused(
-    models: dict[bool, Engine], device: Any, tmp_path: Path
+    padded_engines: dict[bool, Engine], fake_tensorrt: Any, fake_gpu: Any, tmp_path: Path
 ) -> None:
-    shapes = [Shape(1, 1, 12), Shape(1, 16, 4)]
-    engine = TENSORRT.write_engine(tmp_path / "plan", models[False], shapes, tokens_per_block=SIZE)
+    shapes = [fake_tensorrt.Shape(1, 1, 12), fake_tensorrt.Shape(1, 16, 4)]
+    engine = fake_tensorrt.write_engine(tmp_path / "plan", padded_engines[False], shapes, tokens_per_block=SIZE)
     with pytest.raises(TargetError, match="no profile for prompts of sequences of 96 tokens"):
         open_session(engine)
