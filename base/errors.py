@@ -61,3 +61,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`name` with the closest of `known` as a suggestion: "'max_batchsize' (did you mean 'max_batch_size'?)"."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"'{name}' (did you mean '{close[0]}'?)" if close else f"'{name}'"
+
+
+def listed(names: Iterable[str], limit: int = 4) -> str:
+    """The first of `names`, and how many more there are: "a, b, c, d and 86 more"."""
+    known = list(names)
+    rest = len(known) - limit
+    return ", ".join(known[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from trtllm.checkpoints.selection import Selection
 from trtllm.compiler.engine import MANIFEST, WEIGHTS, Engine, EngineWriter, Manifest, WeightEntry, open_engine, writing
-from trtllm.errors import BadInputError, UnsupportedModelError, UsageError
+from trtllm.errors import BadInputError, UnsupportedModelError, UsageError, listed
 
 KEPT_ALIGNMENT = 64
 """Bytes, in a file that holds only kept weights."""
 _CHUNK = 8 << 20
+_NOT_THOSE = "restore from the model that the engine was built from; trtllm-refit takes the weights of another"
 
 Payload = Callable[[WeightEntry], Iterable[bytes | memoryview]]
 """The bytes of a weight, in pieces."""
@@ -82,7 +83,7 @@ def strip_engine(engine: Engine, out: Path, selection: Selection) -> Engine:
 def restore_engine(engine: Engine, out: Path, payload: Payload) -> Engine:
     """Writes `engine` with its missing weights taken from `payload`, verified by their hashes, to `out`.
 
-    Raises BadInputError that names every weight whose bytes are not those that were stripped.
+    Raises BadInputError that names weights whose bytes are not those that were stripped.
     """
     kept, missing = EnginePayloads(engine), set(engine.manifest.stripped)
     with writing(out) as writer:
@@ -177,8 +178,7 @@ def _check_hashes(engine: Engine, hashes: Mapping[str, str]) -> None:
     wrong = [entry.name for entry in engine.manifest.weights if entry.sha256 and hashes[entry.name] != entry.sha256]
     if wrong:
         raise BadInputError(
-            f"the weights are not those that were stripped from {engine.path}: {', '.join(wrong)}",
-            "restore from the model that the engine was built from; trtllm-refit takes the weights of another",
+            f"{len(wrong)} weights are not those that were stripped from {engine.path}: {listed(wrong)}", _NOT_THOSE
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtllm.errors import UsageError
-from trtllm.tools.console import Console
+from trtllm.tools.console import Console, checked_level
 
 if TYPE_CHECKING:
     from trtllm.compiler.inspection.comparison import Comparison
@@ -28,18 +28,19 @@ class CompareRequest:
     tolerance: float | None
     threads: int
     quiet: bool
+    log_level: str
 
     @classmethod
     def checked(
         cls, command: str, engine: str | None, model: str | None, prompts: tuple[str, ...], dataset: str | None,
-        rows: int, length: int, tolerance: float | None, threads: int, *, quiet: bool,
+        rows: int, length: int, tolerance: float | None, threads: int, log_level: str, *, quiet: bool,
     ) -> CompareRequest:  # fmt: skip
         """Raises UsageError for what is missing or contradicts itself."""
         if not engine or not model:
             raise UsageError("an engine and a model are needed", f"{command} ENGINE MODEL; --help lists the options")
         if prompts and dataset is not None:
             raise UsageError("--prompt and --dataset exclude each other", "give one of them")
-        return cls(command, engine, model, prompts, dataset, rows, length, tolerance, threads, quiet)
+        return cls(command, engine, model, prompts, dataset, rows, length, tolerance, threads, quiet, log_level)
 
     def perform(self, console: Console) -> int:
         """Runs both and prints what came of it: 0, or 1 when a layer diverges; raises what the library raises."""
@@ -48,7 +49,7 @@ class CompareRequest:
         from trtllm.frontends.detect import open_model
         from trtllm.tools.progress_display import display_for
 
-        console.level = "error" if self.quiet else console.level
+        console.level = checked_level(self.log_level, quiet=self.quiet)
         text = ComparisonText(self.prompts, self.dataset, self.rows, self.length)
         with display_for(console) as display:
             engine = open_engine(Path(self.engine), verify=False)

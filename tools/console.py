@@ -9,8 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from trtllm.errors import UsageError, nearest
+
 LEVELS = ("debug", "info", "warning", "error")
 A_BUG = "this is a bug; rerun with --log-level debug for the traceback"
+
+
+def checked_level(name: str, *, quiet: bool) -> str:
+    """The level that --log-level and --quiet mean together. Raises UsageError for one that is not known."""
+    if name not in LEVELS:
+        raise UsageError(f"unknown log level {nearest(name, LEVELS)}", f"levels: {', '.join(LEVELS)}")
+    return "error" if quiet else name
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtllm.errors import UsageError
-from trtllm.tools.console import Console
+from trtllm.tools.console import Console, checked_level
 
 _PIPED_WIDTH = 160
 """Characters of a line where nobody says how wide the output is."""
@@ -28,6 +28,7 @@ class InspectRequest:
     hashes: bool
     html: Path | None
     quiet: bool
+    log_level: str = "info"
 
     def perform(self, console: Console) -> int:
         """Inspects, prints, and writes the page when one is wanted; raises what the library raises."""
@@ -39,7 +40,8 @@ class InspectRequest:
             raise UsageError(f"{self.html} exists", "choose another file, or remove it first")
         if self.html is not None and not self.html.absolute().parent.is_dir():
             raise UsageError(f"there is no directory {self.html.absolute().parent}", "make it, or choose another place")
-        console.level = "error" if self.quiet else "warning" if console.level == "info" else console.level
+        level = checked_level(self.log_level, quiet=self.quiet)
+        console.level = "warning" if level == "info" else level
         with display_for(console) as display:
             found = inspect(self.path, display, reference=self.reference, hashes=self.hashes)
         if self.html is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trtllm.errors import UsageError, nearest
 from trtllm.sizes import format_size
-from trtllm.tools.console import Console
+from trtllm.tools.console import Console, checked_level
 
 if TYPE_CHECKING:
     from trtllm.compiler.pruning.rewrite import Rewritten
@@ -67,6 +67,7 @@ class PruneRequest:
     restore: str | None
     dry_run: bool
     quiet: bool
+    log_level: str = "info"
     rewrite: RewriteRequest | None = None
 
     @property
@@ -83,7 +84,7 @@ class PruneRequest:
         from trtllm.compiler.pruning.strip import restore_path, strip_path
         from trtllm.tools.progress_display import display_for
 
-        console.level = "error" if self.quiet else console.level
+        console.level = checked_level(self.log_level, quiet=self.quiet)
         common = {"command": self.command, "output_dir": str(self.target)}
         if self.rewrite is not None:
             return self._rewrite(self.rewrite, console, common)

@@ -35,7 +35,7 @@ from trtllm.compiler.conversion import (
 )
 from trtllm.compiler.engine import EngineWriter, writing
 from trtllm.dtypes import DType
-from trtllm.errors import BadInputError, UnsupportedModelError, UsageError
+from trtllm.errors import BadInputError, UnsupportedModelError, UsageError, listed
 from trtllm.progress import Progress
 
 _ROWS = 1024
@@ -56,6 +56,10 @@ class CheckpointFiles:
             for name, tensor in tensors.items()
             if not is_pruned_tensor(tensor)
         }
+
+    @property
+    def is_pruned(self) -> bool:
+        return any(is_pruned_tensor(tensor) for tensors in self.files.values() for tensor in tensors.values())
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +135,7 @@ def restore_checkpoint(files: CheckpointFiles, out: Path, source: str, progress:
                 writer.file_hashes[file] = written[file].sha256
         if wrong:
             raise BadInputError(
-                f"the tensors of {source} are not those that were pruned from {files.path}: {', '.join(wrong)}",
+                f"{len(wrong)} tensors of {source} are not those that were pruned from {files.path}: {listed(wrong)}",
                 "restore from the checkpoint that was pruned",
             )
         copy_others(files, writer, pruned=False)

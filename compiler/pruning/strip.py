@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trtllm.compiler.stripping import (
     restore_engine,
     strip_engine,
 )
-from trtllm.errors import BadInputError, UsageError
+from trtllm.errors import BadInputError, UsageError, listed
 from trtllm.progress import Progress
 
 
@@ -50,13 +51,12 @@ class Stripped:
 
 def strip_path(path: Path, out: Path, selection: Selection, progress: Progress, *, dry_run: bool = False) -> Stripped:
     """Writes `path` without the selected weights to `out`; with `dry_run` it only says which those are."""
-    if not path.is_dir():
-        raise BadInputError(f"there is no directory {path}", "give a checkpoint or an engine directory")
+    _check_directory(path, "give a checkpoint or an engine directory")
     check_free(out.absolute())
     if (path / MANIFEST).is_file():
         return _strip_engine(open_engine(path), out, selection, dry_run=dry_run)
     files = open_checkpoint_files(path)
-    names = selection.of(files.shapes())
+    names = _selected(selection, files.shapes(), path, is_pruned=files.is_pruned)
     chosen = set(names)
     payload = sum(
         tensor.spec.nbytes for tensors in files.files.values() for name, tensor in tensors.items() if name in chosen
@@ -67,14 +67,39 @@ def strip_path(path: Path, out: Path, selection: Selection, progress: Progress, 
     return Stripped("checkpoint", names, payload, files.nbytes, open_checkpoint_files(out).nbytes)
 
 
+def _check_directory(path: Path, hint: str) -> None:
+    if path.is_file():
+        raise UsageError(
+            f"{path} is a file, and weights are taken out of directories",
+            "a single file becomes a directory with trtllm-convert MODEL --output-dir DIR, or trtllm-build",
+        )
+    if not path.is_dir():
+        raise BadInputError(f"there is no directory {path}", hint)
+
+
 def _strip_engine(engine: Engine, out: Path, selection: Selection, *, dry_run: bool) -> Stripped:
     check_strippable(engine)
     missing = set(engine.manifest.stripped)
     present = {entry.name: entry.shape for entry in engine.manifest.weights if entry.name not in missing}
-    names = selection.of(present)
+    names = _selected(selection, present, engine.path, is_pruned=bool(missing))
     payload = sum(entry.nbytes for entry in engine.manifest.weights if entry.name in set(names))
     after = None if dry_run else strip_engine(engine, out, selection).nbytes
     return Stripped("engine", names, payload, engine.nbytes, after)
+
+
+def _selected(
+    selection: Selection, present: Mapping[str, tuple[int, ...]], path: Path, *, is_pruned: bool
+) -> tuple[str, ...]:
+    """Of the tensors that are there. Raises UsageError that says so when what is meant is gone already."""
+    try:
+        return selection.of(present)
+    except UsageError as error:
+        if not is_pruned:
+            raise
+        raise UsageError(
+            f"{error.what}, and {path} is pruned already",
+            "trtllm-inspect PATH --weights shows what is in it; --prune-all takes everything",
+        ) from None
 
 
 def restore_path(path: Path, out: Path, source: str, progress: Progress) -> int:
@@ -82,8 +107,7 @@ def restore_path(path: Path, out: Path, source: str, progress: Progress) -> int:
 
     Raises BadInputError that names the tensors whose hash is not that of what was stripped.
     """
-    if not path.is_dir():
-        raise BadInputError(f"there is no directory {path}", "give a pruned checkpoint or a stripped engine")
+    _check_directory(path, "give a pruned checkpoint or a stripped engine")
     check_free(out.absolute())
     from_engine = (Path(source) / MANIFEST).is_file()
     if not (path / MANIFEST).is_file():
@@ -104,11 +128,18 @@ def restore_path(path: Path, out: Path, source: str, progress: Progress) -> int:
 
 def _engine_payload(engine: Engine, other: Engine) -> Payload:
     payloads, entries = EnginePayloads(other), {entry.name: entry for entry in other.manifest.weights}
+    hint = "give a full engine of the same model and build"
     lacking = [name for name in engine.manifest.stripped if name not in payloads]
     if lacking:
-        raise BadInputError(
-            f"{other.path} does not hold {', '.join(lacking)}", "give an engine of the same model and build"
-        )
+        raise BadInputError(f"{other.path} lacks {len(lacking)} of the weights: {listed(lacking)}", hint)
+    own = {entry.name: entry for entry in engine.manifest.weights}
+    unlike = [
+        name
+        for name in engine.manifest.stripped
+        if (own[name].shape, own[name].dtype) != (entries[name].shape, entries[name].dtype)
+    ]
+    if unlike:
+        raise BadInputError(f"{len(unlike)} weights of {other.path} have other shapes or types: {listed(unlike)}", hint)
     return lambda entry: payloads(entries[entry.name])
 
 

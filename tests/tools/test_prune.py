@@ -128,6 +128,58 @@ def test_restoring_from_another_model_names_the_tensors_and_leaves_nothing(synth
     assert {path.name for path in tmp_path.iterdir()} == {"other", "pruned"}
 
 
+def test_restoring_an_engine_from_another_one_is_refused(synthetic, tiny_checkpoint, tmp_path, capsys):
+    """Another quantization, other weights, weights that are missing there too, a model of another width."""
+    other = tmp_path / "other"
+    synthetic.write_checkpoint(synthetic.PRESETS["tiny"], other, seed=5)
+    engine = build_engine(tiny_checkpoint, tmp_path / "engine", build_config({"quantization": "W4A16"}))
+    build_engine(tiny_checkpoint, tmp_path / "w8", build_config({"quantization": "W8A16"}))
+    build_engine(other, tmp_path / "seed", build_config({"quantization": "W4A16"}))
+    run(capsys, prune, 0, tiny_checkpoint, "--output-dir", tmp_path / "narrow", "--mlp-channels", "64")
+    run(capsys, prune, 0, engine.path, "--output-dir", tmp_path / "stripped")
+    before = {path.name for path in tmp_path.iterdir()}
+    for source, says in (
+        ("w8", "have other shapes or types"),
+        ("seed", "not those that were stripped"),
+        ("stripped", "lacks"),
+        ("narrow", "another model"),
+    ):
+        output = run(
+            capsys, prune, 4, tmp_path / "stripped", "--output-dir", tmp_path / "o", "--restore", tmp_path / source,
+            says=(says,),
+        )  # fmt: skip
+        assert len(output["error"]) < 400
+        assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_pruned_already_is_not_pruned_again(checkpoint, tmp_path, capsys):
+    engine = build_engine(checkpoint, tmp_path / "engine", build_config({}))
+    for path, name in ((checkpoint, "a"), (engine.path, "b")):
+        run(capsys, prune, 0, path, "--output-dir", tmp_path / name)
+        run(capsys, prune, 2, tmp_path / name, "--output-dir", tmp_path / "o", says=("is pruned already",))
+        more = run(capsys, prune, 0, tmp_path / name, "--output-dir", tmp_path / f"{name}.all", "--prune-all")
+        assert more["tensors"]
+        run(capsys, prune, 0, tmp_path / f"{name}.all", "--output-dir", tmp_path / f"{name}.o", "--restore", checkpoint)
+    assert payloads(tmp_path / "a.o") == payloads(checkpoint)
+    assert (tmp_path / "b.o" / "rank0.weights").read_bytes() == (engine.path / "rank0.weights").read_bytes()
+
+
+def test_a_bug_shows_its_traceback_when_asked_to(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise AssertionError("of ours")
+
+    monkeypatch.setattr("trtllm.compiler.pruning.strip.strip_path", broken)
+    assert prune([str(tiny_checkpoint), "--output-dir", str(tmp_path / "o"), "--log-level", "debug"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "of ours" in said
+    run(capsys, prune, 2, tiny_checkpoint, "--log-level", "dbug", says=("did you mean 'debug'",))
+
+
+def test_a_model_in_one_file_is_sent_to_the_commands_that_take_it(tmp_path, capsys):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    run(capsys, prune, 2, tmp_path / "model.gguf", says=("is a file", "trtllm-convert"))
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "says"),
     [

@@ -39,6 +39,7 @@ def compare(
         typer.Option(min=0, help="Relative RMS at which a layer diverges.", show_default="what rounding explains"),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
+    log_level: Annotated[str, typer.Option(help="debug (with tracebacks), info, warning, error.")] = "info",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only; the exit code says the rest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
@@ -47,7 +48,7 @@ def compare(
     trtllm-compare ./engine ./model --prompt "The capital of France is"
     """
     return CompareRequest.checked(
-        NAME, engine, model, tuple(prompt or ()), dataset, rows, length, tolerance, workers, quiet=quiet
+        NAME, engine, model, tuple(prompt or ()), dataset, rows, length, tolerance, workers, log_level, quiet=quiet
     ).perform
 
 

@@ -10,7 +10,7 @@ import typer
 
 from trtllm.errors import UsageError
 from trtllm.tools.command_line import Action, run
-from trtllm.tools.console import Console
+from trtllm.tools.console import Console, checked_level
 from trtllm.tools.diff_report import lines
 
 NAME = "trtllm-diff"
@@ -27,6 +27,7 @@ def diff(
     a: Annotated[str | None, typer.Argument(metavar="A", show_default=False, help="A checkpoint or an engine.")] = None,
     b: Annotated[str | None, typer.Argument(metavar="B", show_default=False, help="Another of the same kind.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="List every difference, not only the first forty.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug (with tracebacks), info, warning, error.")] = "info",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only; the exit code says the rest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
@@ -42,7 +43,7 @@ def diff(
         from trtllm.compiler.inspection.difference import difference
         from trtllm.tools.progress_display import display_for
 
-        console.level = "error" if quiet else console.level
+        console.level = checked_level(log_level, quiet=quiet)
         with display_for(console) as display:
             found = difference(left, right, display)
         if not quiet:

@@ -38,6 +38,7 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one self-contained page; FILE must not exist.")
     ] = None,
+    log_level: Annotated[str, typer.Option(help="debug (with tracebacks), info, warning, error.")] = "info",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
@@ -47,7 +48,7 @@ def inspect(
     """
     if not path:
         raise UsageError("nothing to inspect is given", f"{NAME} PATH; --help lists the options")
-    return InspectRequest(NAME, path, weights, recipes, graph, reference, hashes, html, quiet).perform
+    return InspectRequest(NAME, path, weights, recipes, graph, reference, hashes, html, quiet, log_level).perform
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,6 +54,7 @@ def prune(
     ] = None,
     format: Annotated[str, typer.Option(help="Of a model with less in it: huggingface or trtllm.")] = "huggingface",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken out, and stop.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug (with tracebacks), info, warning, error.")] = "info",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
@@ -80,6 +81,7 @@ def prune(
         restore=restore,
         dry_run=dry_run,
         quiet=quiet,
+        log_level=log_level,
         rewrite=RewriteRequest.of(
             method, sparsity, structure, heads, mlp_channels, layers, calib_dataset, eval_dataset, format
         ),
