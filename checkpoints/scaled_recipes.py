@@ -56,6 +56,15 @@ class ChannelScaled(_Unary):
 
 
 @dataclass(frozen=True)
+class RowScaled(_Unary):
+    """Each row of `of` [N, K] times its element of `by` [N], or divided by it, in float32 and back in `of`'s dtype."""
+
+    step = "row_scaled"
+    by: Recipe
+    divides: bool = False
+
+
+@dataclass(frozen=True)
 class BlockScales(_Unary):
     """Float32 [ceil(N / rows), ceil(K / columns)]: the largest magnitude of each block of [N, K], divided by `largest`.
 
@@ -161,8 +170,10 @@ class LaneTiles(_Unary):
 
 STEPS: dict[str, type[Recipe]] = {
     cls.step: cls
-    for cls in (Constants, ChannelScaled, BlockScales, PowerScales, ScaledBy, RoundedBy, RowScales, LaneTiles)
-}
+    for cls in (
+        Constants, ChannelScaled, RowScaled, BlockScales, PowerScales, ScaledBy, RoundedBy, RowScales, LaneTiles
+    )
+}  # fmt: skip
 
 
 class ScaledRows:
@@ -178,6 +189,9 @@ class ScaledRows:
                 return recipe.values[start:stop]
             case ChannelScaled():
                 return self._channel_scaled(recipe, start, stop)
+            case RowScaled():
+                factors = self._rows(recipe.by, start, stop)[:, None]
+                return _times(self._rows(recipe.of, start, stop), factors, divides=recipe.divides)
             case BlockScales():
                 return self._block_scales(recipe)[start:stop]
             case PowerScales():
@@ -197,8 +211,7 @@ class ScaledRows:
         values, factors = self._rows(recipe.of, start, stop), self._rows(recipe.by, 0, recipe.by.shape[0])
         if len(recipe.of.shape) == 1:
             factors = factors[start:stop]
-        wide = values.astype(np.float32)
-        return (wide / factors if recipe.divides else wide * factors).astype(values.dtype)
+        return _times(values, factors, divides=recipe.divides)
 
     def _block_scales(self, recipe: BlockScales) -> np.ndarray:
         if recipe not in self._kept:
@@ -241,6 +254,12 @@ class ScaledRows:
             padded ^= 0x80
         tiles = padded.reshape(stop - start, TILE_ROWS, groups, recipe.group).transpose(0, 2, 1, 3)
         return tiles.reshape(stop - start, *recipe.shape[1:])
+
+
+def _times(values: np.ndarray, factors: np.ndarray, *, divides: bool) -> np.ndarray:
+    """In float32, and back in the type of the values."""
+    wide = values.astype(np.float32)
+    return (wide / factors if divides else wide * factors).astype(values.dtype)
 
 
 _BAND = 256

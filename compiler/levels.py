@@ -22,10 +22,12 @@ from trtllm.passes.quantize_cache import QuantizeCache
 from trtllm.passes.quantize_scaled import QuantizeScaled
 from trtllm.passes.select_tokens import SelectLastToken
 from trtllm.passes.share_embedding import ShareEmbedding
+from trtllm.passes.smooth import SmoothActivations
 
 # What the build asks for, at every level: which logits, which weights.
 O0: tuple[type[Pass], ...] = (
     SelectLastToken,
+    SmoothActivations,
     KeepQuantization,
     QuantizeScaled,
     QuantizeWeights,
@@ -34,6 +36,7 @@ O0: tuple[type[Pass], ...] = (
 # Cleaner graph, same operators.
 O1: tuple[type[Pass], ...] = (
     SelectLastToken,
+    SmoothActivations,
     FuseAddNorm,
     KeepQuantization,
     QuantizeScaled,
@@ -45,6 +48,7 @@ O1: tuple[type[Pass], ...] = (
 # Fewer, wider products. Packing precedes quantization, which sees the packed weights.
 O2: tuple[type[Pass], ...] = (
     SelectLastToken,
+    SmoothActivations,
     PackQkv,
     PackGateUp,
     FuseAddNorm,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from trtllm.checkpoints.recipes import Cast, Recipe
+from trtllm.checkpoints.recipes import Cast, Concat, Recipe
 from trtllm.checkpoints.scaled_recipes import (
     LARGEST,
     BlockScales,
@@ -15,18 +15,17 @@ from trtllm.checkpoints.scaled_recipes import (
     Constants,
     PowerScales,
     RoundedBy,
+    RowScaled,
     ScaledBy,
 )
 from trtllm.compiler.ir.builder import GraphBuilder
 from trtllm.compiler.ir.dialect import is_dialect
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import Weight, weight_of
-from trtllm.dtypes import DType
 from trtllm.passes.base import ChannelRanges, Pass, PassContext, builder_before, replace
 from trtllm.passes.quantize import module_name, without_casts
 from trtllm.quantization import SCHEMES, ScaledFormat
 
-_NORMS = ("RMSNorm", "LayerNorm", "AddRMSNorm", "AddLayerNorm")
 WIDE_BLOCK = 128
 """Rows and inputs of a block of e4m3 weights."""
 
@@ -38,10 +37,8 @@ class QuantizeScaled(Pass):
         becomes
     y = ScaledLinear(x, RoundedBy(W, scales), scales, factor, activation_scale)
 
-    With smoothing, inputs that a norm makes are divided by a vector that its weights take in, and the weights that
-    read them are multiplied by it:
-
-    y = Linear(RMSNorm(x, w), W)      becomes      y = ScaledLinear(RMSNorm(x, w / s), RoundedBy(W * s, ...), ...)
+    What calibration measured (`PassContext.ranges`) gives the activations one scale where the scheme wants it; inputs
+    that `smooth-activations` has divided are as much smaller.
 
     The head and the embedding are left to quantize-weights; experts and their router keep their precision.
     """
@@ -50,66 +47,22 @@ class QuantizeScaled(Pass):
 
     def run(self, network: Network, context: PassContext) -> int:
         count = 0
-        smoothed: dict[ir.Value, np.ndarray] = {}
         for node in [node for node in network.graph if is_dialect(node, "Linear", "MoE")]:
-            scheme = _scheme(node, context)
+            scheme = scheme_of(node, context)
             if scheme is None:
                 continue
-            reason = _why_not(node, scheme)
+            reason = why_not(node, scheme)
             if reason:
                 self.miss(context, node, reason)
                 names = ", ".join(weight.name or "" for weight in map(weight_of, node.inputs[1:]) if weight is not None)
                 context.notes.append(f"{names} stays in full precision: {reason}")
                 continue
-            x = node.inputs[0]
-            assert x is not None
-            if scheme.smoothing is not None and x not in smoothed:
-                vector = self._smooth(network, x, context)
-                if vector is not None:
-                    smoothed[x] = vector
-            _quantize(network, node, scheme, context, smoothed.get(x))
+            _quantize(network, node, scheme, context)
             count += 1
         return count
 
-    def _smooth(self, network: Network, x: ir.Value, context: PassContext) -> np.ndarray | None:
-        """Divides what a norm gives by a vector, which is returned; None when it cannot be."""
-        norm, users = x.producer(), [use.node for use in x.uses()]
-        schemes = [_scheme(user, context) for user in users]
-        if norm is None or not is_dialect(norm, *_NORMS) or x is not norm.outputs[0]:
-            return None
-        for user, scheme in zip(users, schemes, strict=True):
-            if scheme is None or scheme.smoothing is None or _why_not(user, scheme):
-                self.miss(context, norm, f"{user.name or user.op_type} reads it too, and is not smoothed")
-                return None
-        ranges = [_ranges(user, context.ranges) for user in users]
-        found = [item for item in ranges if item is not None]
-        if len(found) < len(users) or x.is_graph_output():
-            return None
-        assert schemes[0] is not None and schemes[0].smoothing is not None
-        vector = smoothing_vector(
-            np.maximum.reduce([item.inputs for item in found]),
-            np.maximum.reduce([item.weights for item in found]),
-            schemes[0].smoothing,
-        )
-        b = builder_before(network, norm)
-        b.scope = ""
-        first = 2 if norm.op_type.startswith("Add") else 1
-        for index in range(first, len(norm.inputs)):
-            weight = weight_of(norm.inputs[index])
-            if weight is not None:
-                divided = ChannelScaled(weight.recipe, Constants.of(vector), divides=True)
-                norm.replace_input_with(index, b.weight(f"{weight.name}_smooth", divided))
-        return vector
 
-
-def smoothing_vector(inputs: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """max|x_j|^share / max|w_j|^(1 - share) of every channel j; 1 where either is 0. float32 [K]."""
-    both = (inputs > 0) & (weights > 0)
-    x, w = np.where(both, inputs, 1).astype(np.float64), np.where(both, weights, 1).astype(np.float64)
-    return np.where(both, np.clip(x**share / w ** (1 - share), 1e-5, 1e5), 1).astype(np.float32)
-
-
-def _scheme(node: ir.Node, context: PassContext) -> ScaledFormat | None:
+def scheme_of(node: ir.Node, context: PassContext) -> ScaledFormat | None:
     """The scheme of this kind that a node's weights take; None when they take none."""
     build = context.build
     weight = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -124,7 +77,8 @@ def _scheme(node: ir.Node, context: PassContext) -> ScaledFormat | None:
     return scheme if isinstance(scheme, ScaledFormat) else None
 
 
-def _why_not(node: ir.Node, scheme: ScaledFormat) -> str:
+def why_not(node: ir.Node, scheme: ScaledFormat) -> str:
+    """Why a linear layer keeps its precision; empty when the format takes it."""
     if is_dialect(node, "MoE"):
         return "experts have no product in this format"
     if any(is_dialect(use.node, "MoE") and use.idx == 1 for use in node.outputs[0].uses()):
@@ -136,7 +90,7 @@ def _why_not(node: ir.Node, scheme: ScaledFormat) -> str:
     return f"{inputs} inputs are no multiple of {multiple}" if inputs % multiple else ""
 
 
-def _ranges(node: ir.Node, measured: Mapping[str, ChannelRanges]) -> ChannelRanges | None:
+def ranges_of(node: ir.Node, measured: Mapping[str, ChannelRanges]) -> ChannelRanges | None:
     """Of a node whose weight may be packed of several."""
     weight = weight_of(node.inputs[1])
     found = [measured[name] for name in (weight.recipe.sources() if weight is not None else ()) if name in measured]
@@ -147,20 +101,28 @@ def _ranges(node: ir.Node, measured: Mapping[str, ChannelRanges]) -> ChannelRang
     )
 
 
-def _quantize(
-    network: Network, node: ir.Node, scheme: ScaledFormat, context: PassContext, vector: np.ndarray | None
-) -> None:
+def divisors_of(recipe: Recipe) -> np.ndarray | None:
+    """float32 [K]: what the inputs of a weight were divided by, as the weight was multiplied; None when they were not.
+
+    Parts of a packed weight read the same inputs.
+    """
+    if isinstance(recipe, ChannelScaled) and not recipe.divides and isinstance(recipe.by, Constants):
+        return recipe.by.values
+    if isinstance(recipe, Cast | RowScaled):
+        return divisors_of(recipe.of)
+    return divisors_of(recipe.parts[0]) if isinstance(recipe, Concat) else None
+
+
+def _quantize(network: Network, node: ir.Node, scheme: ScaledFormat, context: PassContext) -> None:
     weight = weight_of(node.inputs[1])
     assert weight is not None
     source = without_casts(weight.recipe)
-    if vector is not None:
-        source = ChannelScaled(Cast(source, DType.FLOAT32), Constants.of(vector))
     b = builder_before(network, node)
     b.scope = ""
     stem = weight.name or ""
     values, scales, factor, attributes = _weights(b, stem, source, scheme)
-    measured = _ranges(node, context.ranges)
-    inputs = [node.inputs[0], values, scales, factor, _activation_scale(b, stem, scheme, measured, vector)]
+    measured, divisors = ranges_of(node, context.ranges), divisors_of(source)
+    inputs = [node.inputs[0], values, scales, factor, _activation_scale(b, stem, scheme, measured, divisors)]
     inputs.append(node.inputs[2] if len(node.inputs) > 2 else None)
     while inputs[-1] is None:
         inputs.pop()
@@ -207,7 +169,7 @@ def _small_weights(
 
 
 def _activation_scale(
-    b: GraphBuilder, stem: str, scheme: ScaledFormat, measured: ChannelRanges | None, vector: np.ndarray | None
+    b: GraphBuilder, stem: str, scheme: ScaledFormat, measured: ChannelRanges | None, divisors: np.ndarray | None
 ) -> ir.Value | None:
     """The calibrated scale [1] of a tensor's activations, or of the scales of its blocks; 1 without measurement."""
     if scheme.activations != "tensor" and not (scheme.element == "e2m1" and scheme.activations == "block"):
@@ -215,7 +177,7 @@ def _activation_scale(
     largest = LARGEST[scheme.element] * (LARGEST["e4m3"] if scheme.element == "e2m1" else 1)
     scale = 1.0
     if measured is not None:
-        inputs = measured.inputs if vector is None else measured.inputs / vector
+        inputs = measured.inputs if divisors is None else measured.inputs / divisors
         scale = float(inputs.max()) / largest or 1.0
     return b.weight(f"{stem}_activation_scale", Constants.of(np.array([scale], np.float32)))
 

@@ -15,6 +15,7 @@ from trtllm.checkpoints.scaled_recipes import (
     LaneTiles,
     PowerScales,
     RoundedBy,
+    RowScaled,
     RowScales,
     ScaledBy,
 )
@@ -129,3 +130,11 @@ def test_a_vector_in_a_recipe_divides_one_weight_and_multiplies_the_other(weight
     np.testing.assert_array_equal(
         reader.read(ChannelScaled(row, Constants.of(vector), divides=True)), array[0] / vector
     )
+
+
+def test_a_vector_divides_or_multiplies_rows(weight) -> None:
+    source, reader, array = weight
+    rows = np.random.default_rng(2).uniform(0.5, 2, 35).astype(np.float32)
+    np.testing.assert_array_equal(_stored(reader, RowScaled(source, Constants.of(rows))), array * rows[:, None])
+    divided = RowScaled(source, Constants.of(rows), divides=True)
+    np.testing.assert_array_equal(_stored(reader, divided), array / rows[:, None])

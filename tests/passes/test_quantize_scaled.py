@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from trtllm.compiler.ir.dialect import is_dialect
 from trtllm.dtypes import DType
 from trtllm.passes.base import ChannelRanges
 from trtllm.passes.lower_scaled import LowerScaled
-from trtllm.passes.quantize_scaled import QuantizeScaled, smoothing_vector
+from trtllm.passes.quantize_scaled import QuantizeScaled
 
 KERNEL = "trtllm.cpu::ScaledLinear"
 SCHEMES = (
@@ -17,10 +16,9 @@ SCHEMES = (
 )  # fmt: skip
 
 
-def _network(small, *, norm=False, inputs=160, outputs=40):
+def _network(small, *, inputs=160, outputs=40):
     x = small.b.input("x", DType.FLOAT32, ("rows", inputs))
-    y = small.b.dialect("RMSNorm", [x, small.weight("norm", inputs)]) if norm else x
-    y = small.b.dialect("Linear", [y, small.weight("w", outputs, inputs), small.weight("bias", outputs)], name="linear")
+    y = small.b.dialect("Linear", [x, small.weight("w", outputs, inputs), small.weight("bias", outputs)], name="linear")
     small.b.output(y, "y")
     return small.finish()
 
@@ -66,39 +64,6 @@ def test_the_kernel_computes_what_the_reference_body_does(small, context_for, ev
     weight = np.abs(small.tensors["w"].read(0, 40))
     bound = 2 * 200 * 2.0**-24 * (1.4 * np.abs(data["x"]).max() * weight.sum(axis=1)).max()  # 200 roundings each way
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
-
-
-def test_smoothing_moves_ranges_and_keeps_the_product(small, context_for, evaluate) -> None:
-    """Without rounding the product would be the same: an outlier channel costs far less than it does unsmoothed."""
-    network, data = _network(small, norm=True), _data(64)
-    data["x"][:, 3] *= 40
-    (expected,) = evaluate(small, network, data)
-    (normed,) = (
-        data["x"] / np.sqrt((data["x"] ** 2).mean(axis=1, keepdims=True)) * small.tensors["norm"].read(0, 160),
-    )
-    weight = small.tensors["w"].read(0, 40)
-    context = context_for(quantization="W8A8_SQ_PER_CHANNEL")
-    context.ranges["w"] = ChannelRanges(np.abs(normed).max(axis=0), np.abs(weight).max(axis=0))
-    QuantizeScaled().run(network, context)
-    (smooth,) = evaluate(small, network, data)
-    plain = np.abs(normed).max() / 127 * np.sqrt(160 / 12) * np.abs(weight).mean()
-    assert 0 < np.abs(smooth - expected).mean() < plain
-    norm = next(node for node in network.graph if is_dialect(node, "RMSNorm"))
-    assert norm.inputs[1].name == "norm_smooth"
-
-
-def test_a_smoothing_vector_balances_both_ranges() -> None:
-    vector = smoothing_vector(np.array([8.0, 2, 0, 5]), np.array([2.0, 0.5, 1, 0]), 0.5)
-    np.testing.assert_allclose(vector, [2, 2, 1, 1], rtol=2**-23)
-
-
-def test_what_a_norm_gives_to_others_too_is_not_smoothed(small, context_for) -> None:
-    network = _network(small, norm=True)
-    norm = next(node for node in network.graph if is_dialect(node, "RMSNorm"))
-    small.b.output(small.b.op("Identity", [norm.outputs[0]]), "z")
-    context = _ranged(context_for(quantization="W8A8_SQ_PER_CHANNEL"), small, network, _data())
-    assert QuantizeScaled().run(network, context) == 1
-    assert norm.inputs[1].name == "norm"
 
 
 def test_excluded_modules_keep_their_precision(small, context_for) -> None:
