@@ -18,9 +18,18 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trtllm.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from typing import dataclass_transform
+else:  # Python 3.10 has none, and none is needed to run
+
+    def dataclass_transform(**options):
+        """What types are checked by."""
+        return lambda decorator: decorator
+
 
 T = TypeVar("T")
 _NOT = object()
