@@ -10,7 +10,7 @@ import numpy as np
 
 from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.pruned import is_pruned_tensor
-from trtllm.checkpoints.quantize import convert, quantize_blocks, tile
+from trtllm.checkpoints.quantize import CountedBlocks, QuantizedBlocks, convert, quantize_blocks, quantize_counted, tile
 from trtllm.checkpoints.recipes import (
     TILE_ROWS,
     Affine,
@@ -38,7 +38,7 @@ from trtllm.checkpoints.recipes import (
 from trtllm.checkpoints.scaled_recipes import STEPS as SCALED_STEPS
 from trtllm.checkpoints.scaled_recipes import ScaledRows
 from trtllm.checkpoints.stored import QuantizedTensor
-from trtllm.checkpoints.stored_reading import asymmetric_rows, integer_rows, offset_rows, scale_rows
+from trtllm.checkpoints.stored_reading import integer_rows, offset_rows, scale_rows
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
 
@@ -67,7 +67,7 @@ class RecipeReader:
         self._tensors = tensors
         self.chunk_bytes = chunk_bytes
         self._threads = threads
-        self._scales: dict[QuantizedScales, dict[int, np.ndarray]] = {}
+        self._scales: dict[Recipe, dict[int, np.ndarray]] = {}
         self._scaled = ScaledRows(self._rows)
 
     @property
@@ -113,14 +113,12 @@ class RecipeReader:
                 return (values.astype(np.float32) * np.float32(recipe.scale) + np.float32(recipe.offset)).astype(
                     values.dtype
                 )
-            case QuantizedValues():
+            case QuantizedValues() | AsymmetricValues():
                 return self._quantized_rows(recipe, start, stop)
-            case QuantizedScales():
+            case QuantizedScales() | AsymmetricScales() | AsymmetricMinima():
                 return self._scale_rows(recipe, start, stop)
             case TiledValues() | TiledScales():
                 return self._tiled_rows(recipe, start, stop)
-            case AsymmetricValues() | AsymmetricScales() | AsymmetricMinima():
-                return asymmetric_rows(self._rows(recipe.of, start, stop), recipe)
             case KeptValues() | KeptScales() | KeptOffsets():
                 return self._stored_rows(recipe, start, stop)
             case Zeros():
@@ -204,13 +202,15 @@ class RecipeReader:
             offset += rows
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=0)
 
-    def _quantized_rows(self, recipe: QuantizedValues, start: int, stop: int) -> np.ndarray:
-        values, scales = self._quantize(recipe, start, stop)
-        key = QuantizedScales(recipe.of, recipe.bits, recipe.block_size, recipe.scale_dtype, recipe.search)
-        self._scales.setdefault(key, {})[start] = scales
-        return values
+    def _quantized_rows(self, recipe: QuantizedValues | AsymmetricValues, start: int, stop: int) -> np.ndarray:
+        blocks = self._quantize(recipe, start, stop)
+        for key, found in zip(_beside(recipe), blocks[1:], strict=True):
+            self._scales.setdefault(key, {})[start] = found
+        return blocks.values
 
-    def _scale_rows(self, recipe: QuantizedScales, start: int, stop: int) -> np.ndarray:
+    def _scale_rows(
+        self, recipe: QuantizedScales | AsymmetricScales | AsymmetricMinima, start: int, stop: int
+    ) -> np.ndarray:
         kept = self._scales.pop(recipe, {})
         ordered = [kept[row] for row in sorted(kept)]
         if sum(len(piece) for piece in ordered) == recipe.shape[0]:
@@ -218,27 +218,30 @@ class RecipeReader:
             if stop < len(whole):  # the last rows are asked for last: then nothing is kept
                 self._scales[recipe] = {0: whole}
             return whole[start:stop]
-        return self._quantize(recipe, start, stop)[1]
+        blocks = self._quantize(recipe, start, stop)
+        return blocks.minima if isinstance(recipe, AsymmetricMinima) else blocks.scales
 
-    def _quantize(
-        self, recipe: QuantizedValues | QuantizedScales, start: int, stop: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _quantize(self, recipe: Recipe, start: int, stop: int) -> QuantizedBlocks | CountedBlocks:
+        """A quantization's rows, whichever of its parts is asked for."""
+        assert isinstance(
+            recipe, QuantizedValues | QuantizedScales | AsymmetricValues | AsymmetricScales | AsymmetricMinima
+        )
         weights = self._rows(recipe.of, start, stop)
         lead, k = weights.shape[:-1], weights.shape[-1]
+        flat = np.ascontiguousarray(weights).reshape(-1, k)
+        blocks: QuantizedBlocks | CountedBlocks
         try:
-            values, scales = quantize_blocks(
-                np.ascontiguousarray(weights).reshape(-1, k),
-                recipe.bits,
-                recipe.block_size,
-                recipe.scale_dtype.value,
-                search=recipe.search,
-                threads=self._threads,
-            )
+            if isinstance(recipe, QuantizedValues | QuantizedScales):
+                blocks = quantize_blocks(
+                    flat, recipe.bits, recipe.block_size, recipe.scale_dtype.value, search=recipe.search,
+                    threads=self._threads,
+                )  # fmt: skip
+            else:
+                blocks = quantize_counted(flat, recipe.block_size, search=recipe.search, threads=self._threads)
         except ValueError as error:
-            raise BadInputError(
-                f"cannot quantize {', '.join(recipe.sources())}: {error}", "the checkpoint is damaged; fetch it again"
-            ) from None
-        return values.reshape(*lead, -1), scales.reshape(*lead, -1)
+            hint = "keep it unquantized" if "too large" in str(error) else "the checkpoint is damaged; fetch it again"
+            raise BadInputError(f"cannot quantize {', '.join(recipe.sources())}: {error}", hint) from None
+        return type(blocks)(*(part.reshape(*lead, -1) for part in blocks))
 
     def _stored_rows(self, recipe: KeptValues | KeptScales | KeptOffsets, start: int, stop: int) -> np.ndarray:
         """What the checkpoint's own quantization has, for a source that is quantized there."""
@@ -263,6 +266,14 @@ class RecipeReader:
         rows = self._rows(recipe.of, start * TILE_ROWS, min(stop * TILE_ROWS, recipe.of.shape[0]))
         bits = 16 if isinstance(recipe, TiledScales) else recipe.of.dtype.bits
         return tile(rows, bits, recipe.shape[1], threads=self._threads)
+
+
+def _beside(recipe: QuantizedValues | AsymmetricValues) -> tuple[Recipe, ...]:
+    """The recipes of what belongs to these integers, in the order of the blocks' parts."""
+    if isinstance(recipe, QuantizedValues):
+        return (QuantizedScales(recipe.of, recipe.bits, recipe.block_size, recipe.scale_dtype, recipe.search),)
+    details = (recipe.of, recipe.block_size, recipe.search)
+    return AsymmetricScales(*details), AsymmetricMinima(*details)
 
 
 def stack_parts(recipe: Recipe) -> tuple[Recipe, ...] | None:

@@ -27,6 +27,17 @@ class QuantizedBlocks(NamedTuple):
     """[N, K/block_size], in the scale dtype asked for. At 4 bits a scale may be negative."""
 
 
+class CountedBlocks(NamedTuple):
+    """A matrix [N, K] as integers that count from 0: element = integer * scale + minimum of its block."""
+
+    values: npt.NDArray[Any]
+    """uint8 [N, K/2], integers 0 .. 15 less 8 in two's complement, element 2i in the low nibble."""
+    scales: npt.NDArray[Any]
+    """float16 [N, K/block_size], never negative."""
+    minima: npt.NDArray[Any]
+    """float16 [N, K/block_size]."""
+
+
 def quantize_blocks(
     x: npt.NDArray[Any],
     bits: int,
@@ -92,6 +103,49 @@ def quantize_blocks(
     return QuantizedBlocks(values, scales)
 
 
+def quantize_counted(
+    x: npt.NDArray[Any],
+    block_size: int,
+    *,
+    search: bool = False,
+    importance: npt.NDArray[Any] | None = None,
+    threads: int = 0,
+) -> CountedBlocks:
+    """Quantize each row's blocks to 4 bits with a minimum, rounding to the nearest integer, halves to even.
+
+    minimum = the block's smallest element and scale = (the largest - minimum) / 15, both in float16; integers are taken
+    against them as stored. With `search` a block takes scale and minimum of least squared error, weighted by
+    `importance`, found near the plain ones, never worse ones. Weights that lie on such a grid already are kept exactly.
+
+    Args:
+        x: [N, K], float32, float16 or bfloat16 (ml_dtypes).
+        block_size: one of BLOCK_SIZES; divides K.
+        importance: float32 [K] or None.
+
+    Raises:
+        ValueError: a wrong shape or dtype, NaN or infinity in `x`, or what float16 cannot hold.
+    """
+    name = _name_of(x)
+    if x.ndim != 2 or block_size not in BLOCK_SIZES or x.shape[1] % block_size:
+        raise ValueError(f"a matrix [N, K] of whole blocks of {block_size} is wanted, this has shape {x.shape}")
+    rows, columns = x.shape
+    if importance is not None and (importance.shape != (columns,) or importance.dtype != np.float32):
+        raise ValueError(f"importance is {importance.dtype} {importance.shape}, float32 ({columns},) is wanted")
+    values = np.empty((rows, columns // 2), np.uint8)
+    scales, minima = (np.empty((rows, columns // block_size), np.float16) for _ in range(2))
+    fault, block = _native.quantize_blocks(
+        _as_words(x), name, 4, block_size, values, scales.view(np.uint16), "float16", threads, search=search,
+        importance=importance, minima=minima.view(np.uint16),
+    )  # fmt: skip
+    if fault == "not_finite":
+        raise ValueError(f"row {block // scales.shape[1]} holds NaN or infinity; such weights cannot be quantized")
+    if fault:
+        raise ValueError(
+            f"row {block // scales.shape[1]} holds values too large for float16 scales; keep it unquantized"
+        )
+    return CountedBlocks(values, scales, minima)
+
+
 def gptq(
     weights: npt.NDArray[np.float32],
     factor: npt.NDArray[np.float32],
@@ -100,8 +154,9 @@ def gptq(
     block_size: int,
     *,
     order: npt.NDArray[np.int32] | None = None,
+    counted: bool = False,
     threads: int = 0,
-) -> QuantizedBlocks:
+) -> QuantizedBlocks | CountedBlocks:
     """Quantize columns in order, each one's error spread over those that come later; scales are float16 and searched.
 
     Args:
@@ -113,6 +168,7 @@ def gptq(
         block_size: divides K.
         order: [K], the columns as they are rounded; scales are then those of the weights as given. None: from the first
             to the last, each block's scales chosen when it is reached.
+        counted: blocks have minima; of 4 bits only.
         threads: 0 means as many as the machine has; the result does not depend on it.
 
     Raises:
@@ -121,19 +177,23 @@ def gptq(
     rows, columns = weights.shape
     values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // block_size), np.float16)
+    minima = np.empty_like(scales) if counted else None
     is_good = _native.gptq(
         np.array(weights, np.float32, order="C"),
         np.ascontiguousarray(factor, np.float32),
         np.arange(columns, dtype=np.int32) if order is None else np.ascontiguousarray(order, np.int32),
         np.ascontiguousarray(importance, np.float32),
-        bits, block_size, order is not None, values, scales.view(np.uint16), threads,
+        bits, block_size, order is not None, values, scales.view(np.uint16),
+        None if minima is None else minima.view(np.uint16), threads,
     )  # fmt: skip
     if not is_good:
         raise ValueError("a block needs a scale that float16 does not hold")
+    if minima is not None:
+        return CountedBlocks(values, scales, minima)
     return QuantizedBlocks(values, scales)
 
 
-def dequantize_blocks(blocks: QuantizedBlocks, bits: int) -> npt.NDArray[np.float32]:
+def dequantize_blocks(blocks: QuantizedBlocks | CountedBlocks, bits: int) -> npt.NDArray[np.float32]:
     """The matrix [N, K] that quantized blocks stand for."""
     values = blocks.values
     if bits == 4:
@@ -141,7 +201,12 @@ def dequantize_blocks(blocks: QuantizedBlocks, bits: int) -> npt.NDArray[np.floa
         values = np.stack([low, high], axis=-1).reshape(len(values), -1)
     scales = blocks.scales.astype(np.float32)
     rows, count = scales.shape
-    result: npt.NDArray[np.float32] = values.astype(np.float32).reshape(rows, count, -1) * scales[..., None]
+    result: npt.NDArray[np.float32] = values.astype(np.float32).reshape(rows, count, -1)
+    if isinstance(blocks, CountedBlocks):
+        result += np.float32(8)
+    result *= scales[..., None]
+    if isinstance(blocks, CountedBlocks):
+        result += blocks.minima.astype(np.float32)[..., None]
     return result.reshape(rows, -1)
 
 

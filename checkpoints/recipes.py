@@ -306,6 +306,8 @@ class AsymmetricValues(_Unary):
 
     step = "asymmetric_values"
     block_size: int
+    search: bool = False
+    """Whether scales and minima are those of least squared error instead of those that fit the extremes."""
 
     @property
     def dtype(self) -> DType:
@@ -317,6 +319,7 @@ class AsymmetricScales(KeptScales):
     """Float16 scales of the same quantization: (largest - smallest) / 15, one per block of the last axis."""
 
     step = "asymmetric_scales"
+    search: bool = False
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,7 @@ class AsymmetricMinima(KeptScales):
     """Float16 minima of the same quantization: an element is scale * integer + minimum."""
 
     step = "asymmetric_minima"
+    search: bool = False
 
 
 @dataclass(frozen=True)

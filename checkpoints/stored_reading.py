@@ -1,17 +1,10 @@
-"""Brings rows of a quantized tensor, or of a float tensor to be quantized with minima, into the form of a recipe."""
+"""Brings rows of a quantized tensor into the form of a recipe."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from trtllm.checkpoints.recipes import (
-    AsymmetricMinima,
-    AsymmetricScales,
-    AsymmetricValues,
-    KeptOffsets,
-    KeptScales,
-    KeptValues,
-)
+from trtllm.checkpoints.recipes import KeptOffsets, KeptScales, KeptValues
 from trtllm.checkpoints.stored import IntegerForm, Offset, QuantizedTensor
 from trtllm.errors import BadInputError
 
@@ -48,31 +41,6 @@ def offset_rows(tensor: QuantizedTensor, recipe: KeptScales | KeptOffsets, start
     scales = tensor.blocks.scales(start, stop)
     offsets = np.full_like(scales, counted) if wanted is Offset.ZERO_POINT else -counted * scales
     return _in_blocks(tensor, offsets, repeats)
-
-
-def asymmetric_rows(weights: np.ndarray, recipe: AsymmetricValues | AsymmetricScales | AsymmetricMinima) -> np.ndarray:
-    """Rows quantized with a minimum for each block; integers are taken against scale and minimum as stored.
-
-    Raises BadInputError for NaN and infinity, and for what float16 cannot hold.
-    """
-    blocks = weights.astype(np.float32).reshape(len(weights), -1, recipe.block_size)
-    if not np.isfinite(blocks).all():
-        raise BadInputError(f"{', '.join(recipe.sources())} holds NaN or infinity", "the checkpoint is damaged")
-    smallest, largest = blocks.min(axis=2), blocks.max(axis=2)
-    with np.errstate(over="ignore"):
-        minima = smallest.astype(np.float16)
-        scales = ((largest - minima.astype(np.float32)) / np.float32(15)).astype(np.float16)
-    if not (np.isfinite(minima).all() and np.isfinite(scales).all()):
-        raise BadInputError(
-            f"{', '.join(recipe.sources())} holds values too large for float16 scales", "keep it unquantized"
-        )
-    if isinstance(recipe, AsymmetricMinima):
-        return minima
-    if isinstance(recipe, AsymmetricScales):
-        return scales
-    inverse = np.where(scales == 0, np.float32(0), 1 / np.where(scales == 0, 1, scales).astype(np.float32))
-    counted = np.rint((blocks - minima.astype(np.float32)[:, :, None]) * inverse[:, :, None])
-    return packed_nibbles((np.clip(counted, 0, 15) - 8).astype(np.int8).reshape(len(weights), -1))
 
 
 def packed_nibbles(values: np.ndarray) -> np.ndarray:

@@ -84,7 +84,8 @@ def _made(recipe: Recipe, rows: int, result: int) -> int:
             blocks = _elements(recipe.of, rows) // recipe.block_size
             return _elements(recipe.of, rows) * recipe.bits // 8 + recipe.scale_dtype.byte_size(blocks)
         case AsymmetricValues() | AsymmetricScales() | AsymmetricMinima():
-            return 3 * 4 * _elements(recipe.of, rows) + result
+            elements = _elements(recipe.of, rows)
+            return elements // 2 + 4 * (elements // recipe.block_size)
         case KeptValues() | KeptScales() | KeptOffsets():
             return 2 * _elements(recipe.of, rows) + result
         case Affine():
@@ -112,8 +113,10 @@ def _row_bytes(recipe: Recipe, rows: int) -> int:
 
 
 def _kept_scales(recipe: Recipe) -> int:
-    """Twice the scales of a quantization: as pieces, and joined when they are asked for."""
+    """Twice the scales (and minima) of a quantization: as pieces, and joined when they are asked for."""
     if isinstance(recipe, QuantizedValues | QuantizedScales):
         blocks = prod(recipe.of.shape) // recipe.block_size
         return 2 * recipe.scale_dtype.byte_size(blocks)
+    if isinstance(recipe, AsymmetricValues | AsymmetricScales | AsymmetricMinima):
+        return 2 * 4 * (prod(recipe.of.shape) // recipe.block_size)
     return sum(map(_kept_scales, recipe.operands))

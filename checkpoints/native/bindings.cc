@@ -22,6 +22,7 @@ namespace {
 
 using Source = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<std::uint16_t, nb::c_contig, nb::device::cpu>;
 using Destination = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
 trtllm::Float float_named(const std::string &name) {
@@ -38,7 +39,8 @@ void require(bool condition, const char *what) {
 // Returns (fault, block): "" when all went well, else "not_finite" or "scale_overflow" and the first block at fault.
 nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bits, std::size_t block_size,
                           Destination values, Destination scales, const std::string &scale_dtype, int threads,
-                          bool scalar, bool search, const std::optional<Floats> &importance) {
+                          bool scalar, bool search, const std::optional<Floats> &importance,
+                          const std::optional<Halves> &minima) {
     const trtllm::BlockJob job{source.data(),
                                float_named(dtype),
                                bits,
@@ -48,7 +50,8 @@ nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bi
                                float_named(scale_dtype),
                                search,
                                importance ? importance->data() : nullptr,
-                               importance ? importance->size() : 0};
+                               importance ? importance->size() : 0,
+                               minima ? minima->data() : nullptr};
     require(bits == 4 || bits == 8, "bits is 4 or 8");
     require(block_size >= 16 && block_size % 16 == 0, "block_size is a multiple of 16");
     require(source.size() % block_size == 0, "the source is no whole number of blocks");
@@ -59,6 +62,9 @@ nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bi
             "the importance is not that of a row");
     const std::size_t blocks = source.size() / block_size;
     require(values.nbytes() == source.size() * bits / 8 && scales.size() == blocks, "an output is of the wrong size");
+    require(!minima || (bits == 4 && job.scale_dtype == trtllm::Float::float16 && minima->size() == blocks &&
+                        block_size <= trtllm::kLongestBlock),
+            "minima are float16, one for each block of 4-bit integers with float16 scales");
     trtllm::Outcome outcome;
     {
         nb::gil_scoped_release release;
@@ -101,7 +107,8 @@ void tile(const Source &source, std::size_t rows, std::size_t blocks, int bits, 
 bool gptq(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights,
           nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> factor,
           nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> order, const Floats &importance,
-          int bits, std::size_t block_size, bool static_scales, Destination values, Destination scales, int threads) {
+          int bits, std::size_t block_size, bool static_scales, Destination values, Destination scales,
+          const std::optional<Halves> &minima, int threads) {
     const std::size_t rows = weights.shape(0), columns = weights.shape(1);
     require(bits == 4 || bits == 8, "bits is 4 or 8");
     require(block_size >= 16 && block_size % 16 == 0 && block_size <= trtllm::kLongestBlock, "block_size does not fit");
@@ -110,10 +117,11 @@ bool gptq(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights
     require(order.size() == columns && importance.size() == columns, "order and importance are of every column");
     require(values.nbytes() == rows * columns * bits / 8, "the values are of the wrong size");
     require(scales.nbytes() == rows * (columns / block_size) * 2, "the scales are of the wrong size");
+    require(!minima || (bits == 4 && minima->size() * 2 == scales.nbytes()), "minima are one for each block of 4 bits");
     const trtllm::GptqJob job{weights.data(),    factor.data(), order.data(),
                               importance.data(), columns,       block_size,
                               bits,              static_scales, static_cast<std::uint8_t *>(values.data()),
-                              static_cast<std::uint16_t *>(scales.data())};
+                              static_cast<std::uint16_t *>(scales.data()), minima ? minima->data() : nullptr};
     nb::gil_scoped_release release;
     return trtllm::gptq_rows(job, rows, threads);
 }
@@ -135,10 +143,10 @@ void bind_checkpoints(nb::module_ &module) {
     module.def("quantize_blocks", &quantize_blocks, nb::arg("source"), nb::arg("dtype"), nb::arg("bits"),
                nb::arg("block_size"), nb::arg("values"), nb::arg("scales"), nb::arg("scale_dtype"),
                nb::arg("threads") = 0, nb::arg("scalar") = false, nb::arg("search") = false,
-               nb::arg("importance") = nb::none());
+               nb::arg("importance") = nb::none(), nb::arg("minima") = nb::none());
     module.def("gptq", &gptq, nb::arg("weights"), nb::arg("factor"), nb::arg("order"), nb::arg("importance"),
                nb::arg("bits"), nb::arg("block_size"), nb::arg("static_scales"), nb::arg("values"), nb::arg("scales"),
-               nb::arg("threads") = 0);
+               nb::arg("minima") = nb::none(), nb::arg("threads") = 0);
     module.def("convert", &convert, nb::arg("source"), nb::arg("from_dtype"), nb::arg("destination"),
                nb::arg("to_dtype"), nb::arg("threads") = 0);
     module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),

@@ -36,10 +36,10 @@ struct Row {
 
 class RowQuantizer {
 public:
-    explicit RowQuantizer(const GptqJob &job) : job_(job), rows_(kRows), scales_(kRows) {
+    explicit RowQuantizer(const GptqJob &job) : job_(job), rows_(kRows), forms_(kRows) {
         for (auto &row : rows_) row = {std::vector<float>(job.columns), std::vector<float>(kSpan), {}};
         for (auto &row : rows_) row.integers.resize(job.columns);
-        for (auto &scales : scales_) scales.resize(job.columns / job.block_size);
+        for (auto &forms : forms_) forms.resize(job.columns / job.block_size);
     }
 
     bool run(std::size_t first, std::size_t count) {
@@ -63,18 +63,25 @@ private:
         const float *source = job_.weights + index * job_.columns;
         for (std::size_t j = 0; j < job_.columns; ++j) rows_[r].weights[j] = source[job_.order[j]];
         if (!job_.static_scales) return true;
-        for (std::size_t block = 0; block < scales_[r].size(); ++block)
+        for (std::size_t block = 0; block < forms_[r].size(); ++block)
             if (!choose_scale(r, block, source + block * job_.block_size)) return false;
         return true;
     }
 
     bool choose_scale(std::size_t r, std::size_t block, const float *elements) {
-        const float plain = absmax_scale(elements, job_.block_size, job_.bits, Float::float16);
         const float *importance = job_.importance + block * job_.block_size;
-        scales_[r][block] = job_.bits == 4 && std::isfinite(plain)
-                                ? search_scale4(elements, importance, job_.block_size, plain, Float::float16)
-                                : plain;
-        return std::isfinite(plain);
+        Affine &form = forms_[r][block];
+        if (job_.minima != nullptr) {
+            form = plain_affine(elements, job_.block_size);
+            if (!std::isfinite(form.scale) || !std::isfinite(form.minimum)) return false;
+            form = search_affine4(elements, importance, job_.block_size, form);
+            return true;
+        }
+        form.scale = absmax_scale(elements, job_.block_size, job_.bits, Float::float16);
+        if (!std::isfinite(form.scale)) return false;
+        if (job_.bits == 4)
+            form.scale = search_scale4(elements, importance, job_.block_size, form.scale, Float::float16);
+        return true;
     }
 
     bool round_span(std::size_t r, std::size_t begin, std::size_t end) {
@@ -83,11 +90,12 @@ private:
             const std::size_t column = static_cast<std::size_t>(job_.order[j]), block = column / job_.block_size;
             const bool begins_block = !job_.static_scales && j % job_.block_size == 0;
             if (begins_block && !choose_scale(r, block, row.weights.data() + j)) return false;
-            const float scale = scales_[r][block];
-            const float integer = rounded_integer(row.weights[j], scale, job_.bits);
+            const Affine &form = forms_[r][block];
+            const float integer = job_.minima != nullptr ? counted_integer(row.weights[j], form)
+                                                         : rounded_integer(row.weights[j], form.scale, job_.bits);
             const float *u = job_.factor + j * job_.columns;
-            const float error = (row.weights[j] - integer * scale) / u[j];
-            row.integers[column] = integer;
+            const float error = (row.weights[j] - (integer * form.scale + form.minimum)) / u[j];
+            row.integers[column] = job_.minima != nullptr ? integer - 8.0f : integer;
             row.errors[j - begin] = error;
             subtract(row.weights.data() + j + 1, u + j + 1, error, end - j - 1);
         }
@@ -95,10 +103,12 @@ private:
     }
 
     void store(std::size_t index, std::size_t r) {
-        const std::size_t blocks = scales_[r].size();
+        const std::size_t blocks = forms_[r].size();
         store_integers_of_row(rows_[r].integers, job_.values + index * job_.columns * job_.bits / 8);
-        for (std::size_t block = 0; block < blocks; ++block)
-            job_.scales[index * blocks + block] = to_float16(scales_[r][block]);
+        for (std::size_t block = 0; block < blocks; ++block) {
+            job_.scales[index * blocks + block] = to_float16(forms_[r][block].scale);
+            if (job_.minima != nullptr) job_.minima[index * blocks + block] = to_float16(forms_[r][block].minimum);
+        }
     }
 
     void store_integers_of_row(const std::vector<float> &integers, std::uint8_t *values) const {
@@ -108,7 +118,7 @@ private:
 
     const GptqJob &job_;
     std::vector<Row> rows_;
-    std::vector<std::vector<float>> scales_;
+    std::vector<std::vector<Affine>> forms_;
 };
 
 }  // namespace

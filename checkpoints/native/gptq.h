@@ -19,6 +19,7 @@ struct GptqJob {
     bool static_scales;        // scales from the weights as given, needed when `order` is not 0, 1, 2 ...
     std::uint8_t *values;      // as BlockJob's
     std::uint16_t *scales;     // float16 [rows, columns / block_size]
+    std::uint16_t *minima = nullptr;  // 4 bits: as the scales; then integers count from 0 and are stored less 8
 };
 
 // False when a scale is not finite. Every row goes its own way, so the result does not depend on the threads.

@@ -96,12 +96,30 @@ Outcome quantize_range_search(const BlockJob &job, std::size_t begin, std::size_
     return {};
 }
 
+Outcome quantize_range_minima(const BlockJob &job, std::size_t begin, std::size_t end) {
+    float elements[kLongestBlock];
+    for (std::size_t block = begin; block < end; ++block) {
+        const std::size_t first = block * job.block_size;
+        if (!std::isfinite(ideal_scale(job, first))) return {Fault::not_finite, block};
+        for (std::size_t i = 0; i < job.block_size; ++i) elements[i] = load(job.source, job.dtype, first + i);
+        Affine form = plain_affine(elements, job.block_size);
+        if (!std::isfinite(form.scale) || !std::isfinite(form.minimum)) return {Fault::scale_overflow, block};
+        const float *importance = job.importance != nullptr ? job.importance + first % job.columns : nullptr;
+        if (job.search) form = search_affine4(elements, importance, job.block_size, form);
+        store_scale(job, block, form.scale);
+        job.minima[block] = to_float16(form.minimum);
+        store_counted(elements, job.block_size, form, job.values + first / 2);
+    }
+    return {};
+}
+
 Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads) {
     auto range = quantize_range_scalar;
 #ifdef TRTLLM_AVX2
     if (has_avx2()) range = quantize_range_avx2;
 #endif
     if (job.search) range = quantize_range_search;
+    if (job.minima != nullptr) range = quantize_range_minima;
     std::mutex mutex;
     Outcome first;
     parallel_ranges(blocks, kGrainElements / job.block_size, threads, [&](std::size_t begin, std::size_t end) {

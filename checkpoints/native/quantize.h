@@ -1,4 +1,4 @@
-// Symmetric quantization to blocks of 4-bit or 8-bit integers, each block with one scale.
+// Quantization to blocks of 4-bit or 8-bit integers, each block with one scale and, if wanted, a minimum.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,7 @@ struct BlockJob {
     bool search = false;   // 4 bits: scales of least squared error instead of the rule below
     const float *importance = nullptr;  // with search: weighs the squared error of each of a row's `columns`
     std::size_t columns = 0;
+    std::uint16_t *minima = nullptr;  // 4 bits: float16, one a block; scales are float16 then
 };
 
 enum class Fault { none, not_finite, scale_overflow };
@@ -32,6 +33,8 @@ struct Outcome {
 // The integers are taken against the scale as stored, after its rounding to scale_dtype.
 //   4 bits: scale = m / -8, m the element of largest magnitude (of two, the negative); q in [-8, 7].
 //   8 bits: scale = max|w| / 127; q in [-127, 127].
+// With minima an element is scale * q + minimum, q in [0, 15] and stored less 8: minimum = the smallest element, scale =
+// (the largest - minimum) / 15.
 // A block of zeros, or one whose scale rounds to zero, has scale 0 and zeros.
 Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads);
 
@@ -41,5 +44,8 @@ Outcome quantize_range_avx2(const BlockJob &job, std::size_t begin, std::size_t 
 
 // One range with searched scales (checkpoints/native/scale_search.h).
 Outcome quantize_range_search(const BlockJob &job, std::size_t begin, std::size_t end);
+
+// One range with minima, plain or searched.
+Outcome quantize_range_minima(const BlockJob &job, std::size_t begin, std::size_t end);
 
 }  // namespace trtllm

@@ -117,7 +117,9 @@ def offset_of(recipe: Recipe) -> Offset | None:
         return Offset(recipe.offset)
     if isinstance(recipe, AsymmetricValues):
         return Offset.MINIMUM
-    if isinstance(recipe, QuantizedValues | Stored):
+    if isinstance(recipe, Stored):
+        return Offset.MINIMUM if recipe.name.endswith(".counted_values") else Offset.NONE
+    if isinstance(recipe, QuantizedValues):
         return Offset.NONE
     if isinstance(recipe, Concat | Slice | Reshape | Transpose):
         found = {offset_of(operand) for operand in recipe.operands}

@@ -33,7 +33,7 @@ from trtllm.errors import BadInputError
 from trtllm.progress import Progress
 
 _ROUNDING = ("quantized_values", "kept_values", "asymmetric_values", "rounded_by")
-_CALIBRATED = ".quantized_values"
+_CALIBRATED = (".quantized_values", ".counted_values")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def full_precision(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe 
     if isinstance(recipe, QuantizedValues | KeptValues | AsymmetricValues):
         return Cast(recipe.of, DType.FLOAT32)
     if isinstance(recipe, Stored):
-        tensor = tensors.get(recipe.name.removesuffix(_CALIBRATED))
+        tensor = tensors.get(recipe.name.rpartition(".")[0])
         return Cast(Source.of(tensor.spec), DType.FLOAT32) if tensor is not None else None
     if not isinstance(recipe, Concat):
         return None

@@ -16,7 +16,14 @@ import numpy as np
 
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.hashing import hashes_in_pairs, new_sha256, update_both
-from trtllm.checkpoints.recipes import QuantizedScales, QuantizedValues, Recipe
+from trtllm.checkpoints.recipes import (
+    AsymmetricMinima,
+    AsymmetricScales,
+    AsymmetricValues,
+    QuantizedScales,
+    QuantizedValues,
+    Recipe,
+)
 from trtllm.compiler.engine import WeightEntry
 from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.stripping import compact_offsets
@@ -225,4 +232,6 @@ def quantization_of(recipe: Recipe) -> str | None:
     """ "int4 block 32" for a weight made by quantization, None otherwise."""
     if isinstance(recipe, QuantizedValues | QuantizedScales):
         return f"int{recipe.bits} block {recipe.block_size}"
+    if isinstance(recipe, AsymmetricValues | AsymmetricScales | AsymmetricMinima):
+        return f"uint4 block {recipe.block_size}, minima"
     return next(filter(None, map(quantization_of, recipe.operands)), None)

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from trtllm.checkpoints.quantize import dequantize_blocks, gptq, quantize_blocks
+from trtllm.checkpoints.quantize import CountedBlocks, dequantize_blocks, gptq, quantize_blocks, quantize_counted
 
 RANDOM = np.random.default_rng(23)
 
@@ -60,6 +60,50 @@ def test_results_do_not_depend_on_threads(threads) -> None:
     assert (one.values == other.values).all() and (one.scales.view("u2") == other.scales.view("u2")).all()
 
 
+def counted_errors(x, weights, **options):
+    made = dequantize_blocks(quantize_counted(x, 32, **options), 4).astype(np.float64)
+    return (weights * np.square(made - x.astype(np.float64))).reshape(len(x), -1, 32).sum(-1)
+
+
+@pytest.mark.parametrize("is_weighed", [False, True])
+def test_no_block_errs_more_under_a_searched_minimum(is_weighed) -> None:
+    x = (RANDOM.normal(size=(64, 256)) * RANDOM.lognormal(sigma=2, size=(64, 1)) + 1).astype(np.float32)
+    importance = RANDOM.lognormal(size=256).astype(np.float32) if is_weighed else np.ones(256, np.float32)
+    plain = counted_errors(x, importance)
+    found = counted_errors(x, importance, search=True, importance=importance if is_weighed else None)
+    # compared in float32 sums of 32 terms, and dequantized with two roundings of the largest element
+    slack = 32 * 1.2e-7 * plain + importance.sum() * np.square(np.abs(x).max(1, keepdims=True) * 1.2e-7)
+    assert (found <= plain + slack).all()
+    assert found.sum() < 0.95 * plain.sum()
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_weights_on_a_grid_with_minima_are_kept_exactly(search) -> None:
+    integers = RANDOM.integers(0, 16, (32, 8, 32))
+    integers[..., 0], integers[..., 1] = 0, 15
+    # scales of 5 bits and minima of 6 below 2^7: 15 * scale and the difference of two elements fit float32
+    scales = (RANDOM.integers(1, 32, (32, 8, 1)) * 2.0**-10).astype(np.float16)
+    minima = (RANDOM.integers(-64, 64, (32, 8, 1)) * 2.0**-8).astype(np.float16)
+    x = (integers * scales.astype(np.float32) + minima.astype(np.float32)).reshape(32, 256)
+    found = quantize_counted(x.astype(np.float32), 32, search=search)
+    assert (found.scales == scales[..., 0]).all() and (found.minima == minima[..., 0]).all()
+    assert (dequantize_blocks(found, 4) == x).all()
+
+
+def test_minima_are_found_alike_on_any_number_of_threads() -> None:
+    x = RANDOM.normal(size=(512, 512)).astype(np.float32)
+    one, other = (quantize_counted(x, 32, search=True, threads=count) for count in (1, 3))
+    assert all((left.view("u1") == right.view("u1")).all() for left, right in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("element", "words"), [(np.nan, "row 1 holds NaN"), (1e6, "row 1 holds values too large")])
+def test_what_minima_cannot_hold_is_refused(element, words) -> None:
+    x = np.ones((3, 64), np.float32)
+    x[1, 5] = element
+    with pytest.raises(ValueError, match=words):
+        quantize_counted(x, 32)
+
+
 def problem(rows=24, columns=96):
     """A weight and the second moments of dependent inputs."""
     weight = RANDOM.normal(size=(rows, columns)).astype(np.float32)
@@ -92,6 +136,22 @@ def test_gptq_rounds_columns_as_published(bits) -> None:
     # float32 against float64: a quotient on the edge of two integers may fall to either side, and what follows with it
     same = (np.rint(integers) == expected).all(1)
     assert same.mean() > 0.8
+
+
+def test_gptq_rounds_columns_between_minima() -> None:
+    weight, moments = problem()
+    order = np.argsort(-np.diag(moments), kind="stable").astype(np.int32)
+    factor = np.linalg.cholesky(np.linalg.inv(moments[order][:, order])).T
+    found = gptq(weight, factor.astype(np.float32), np.ones(96, np.float32), 4, 32, order=order, counted=True)
+    assert isinstance(found, CountedBlocks)
+    scales, minima = (np.repeat(part.astype(np.float64), 32, 1)[:, order] for part in found[1:])
+    rest, made = weight[:, order].astype(np.float64), np.zeros(weight.shape)
+    for j, column in enumerate(order):
+        integers = np.clip(np.rint((rest[:, j] - minima[:, j]) / scales[:, j]), 0, 15)
+        made[:, column] = integers * scales[:, j] + minima[:, j]
+        rest[:, j + 1 :] -= np.outer((rest[:, j] - made[:, column]) / factor[j, j], factor[j, j + 1 :])
+    # float32 against float64: a quotient on the edge of two integers may fall to either side, and what follows with it
+    assert np.isclose(dequantize_blocks(found, 4), made, rtol=1e-5, atol=1e-5).all(1).mean() > 0.8
 
 
 def test_gptq_errs_less_on_its_inputs_than_rounding() -> None:
