@@ -53,13 +53,16 @@ def _table(title: str, *columns: str, rows: Iterator[tuple[str, ...]]) -> Group:
 
 def _summary(found: Contents) -> Group:
     def rows() -> Iterator[tuple[str, ...]]:
+        from trtllm.compiler.inspection.contents import weights_line
+
         yield "kind", f"{found.kind}, {found.format}"
-        yield "architecture", found.architecture
+        if found.architecture:
+            yield "architecture", found.architecture
         yield "state", found.state
-        yield "weights", f"{len(found.weights)}, {format_size(found.nbytes)}"
+        yield "weights", weights_line(found)
         if found.versions:
             yield "versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())
-        if found.memory is not None:
+        if found.memory is not None and found.cache.get("groups"):
             plan = found.memory
             groups = ", ".join(_group(group["window"], len(group["layers"])) for group in found.cache.get("groups", ()))
             yield "cache", f"{format_size(plan.cache_per_token)} per token: {groups or 'no layers'}"
@@ -96,7 +99,8 @@ def _kinds_of_weights(found: Contents) -> Group:
         counts[key] += 1
         sizes[key] += weight.nbytes
     rows = ((*key, str(counts[key]), format_size(size)) for key, size in sizes.most_common())
-    return _table("\nweights by type", "type", "quantization", "count>", "size>", rows=rows)
+    size = "size as read>" if found.kind == "checkpoint" else "size>"
+    return _table("\nweights by type", "type", "quantization", "count>", size, rows=rows)
 
 
 def _operators(found: Contents) -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,23 @@ from typing import Any
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.pruned import is_pruned_tensor, pruned_hashes
 from trtllm.checkpoints.recipes import Recipe
+from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.checkpoints.stored import stored_quantizations
 from trtllm.compiler.engine import Engine, open_engine
 from trtllm.compiler.inspection.difference import is_engine
 from trtllm.compiler.inspection.graph import GraphSummary, graph_summary, layer_of
 from trtllm.compiler.inspection.payloads import payload_hash
 from trtllm.compiler.inspection.quantization_error import QuantizationErrors, quantization_errors, quantizing_step
+from trtllm.compiler.refit.adapter import CONFIG as ADAPTER_CONFIG
+from trtllm.compiler.refit.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from trtllm.compiler.refit.adapter import read_adapter
 from trtllm.compiler.refit.recipes import stored_recipes
 from trtllm.compiler.refit.refit import read_history
 from trtllm.errors import UsageError
 from trtllm.progress import Progress
+from trtllm.sizes import format_size
+
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.nemo", "*.msgpack", "*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ class Contents:
     """Everything that an inspection found."""
 
     kind: str
-    """"engine" or "checkpoint"."""
+    """"engine", "checkpoint" or "adapter"."""
     path: str
     format: str
-    """Of an engine: its target; of a checkpoint: what the frontend recognised."""
+    """Of an engine: its target; of a checkpoint: what the frontend recognised; of an adapter: its PEFT type."""
     architecture: str
     state: str
     versions: Mapping[str, str]
@@ -80,15 +87,23 @@ class Contents:
     graph: GraphSummary | None = None
     memory: MemoryPlan | None = None
     errors: QuantizationErrors | None = None
+    stored_bytes: int | None = None
+    """Of the files that hold a checkpoint's tensors, which may be quantized; None where they are not on this disk."""
 
     @property
     def nbytes(self) -> int:
+        """Of all weights, those too that are missing."""
         return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights if weight.state != "held")
 
     def to_json(self) -> dict[str, Any]:
         return {
             **{key: value for key, value in vars(self).items() if key not in ("weights", "graph", "memory", "errors")},
             "bytes": self.nbytes,
+            "missing_bytes": self.missing_bytes,
             "weights": [asdict(weight) for weight in self.weights],
             "graph": self.graph.to_json() if self.graph is not None else None,
             "memory": asdict(self.memory) if self.memory is not None else None,
@@ -97,7 +112,7 @@ class Contents:
 
 
 def inspect(path: str, progress: Progress, *, reference: str | None = None, hashes: bool = False) -> Contents:
-    """What `path` (an engine directory, or whatever a build takes) holds.
+    """What `path` (an engine directory, whatever a build takes, or a LoRA adapter) holds.
 
     Args:
         reference: the model that an engine was built from, for the error of its quantized weights.
@@ -113,6 +128,8 @@ def inspect(path: str, progress: Progress, *, reference: str | None = None, hash
         return _engine_contents(engine, quantization_errors(engine, model, progress) if model is not None else None)
     if reference is not None:
         raise UsageError(f"--reference goes with an engine, and {path} is none", "trtllm-diff compares two checkpoints")
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        return _adapter_contents(Path(path), hashes=hashes)
     return _checkpoint_contents(open_model(path), progress, hashes=hashes)
 
 
@@ -167,6 +184,35 @@ def memory_plan(engine: Engine) -> MemoryPlan:
     return MemoryPlan(engine.manifest.weights_nbytes, per_token, at_limits, rows, length)
 
 
+def weights_line(found: Contents) -> str:
+    """How many weights there are, how large, and how many bytes of files or of missing ones that means."""
+    parts = [f"{len(found.weights)}, {format_size(found.nbytes)}"]
+    if found.stored_bytes is not None and found.kind == "checkpoint":
+        parts.append(f"{format_size(found.stored_bytes)} in its files")
+    if found.missing_bytes:
+        parts.append(f"{format_size(found.missing_bytes)} missing")
+    return ", ".join(parts)
+
+
+def numbered_together(items: Sequence[str]) -> list[str]:
+    """Neighbours that differ by their number alone as one: "past_key.0..29 float[1, 64] (30 of them)"."""
+    series: dict[str, list[str]] = {}
+    for item in items:
+        name, _, rest = item.partition(" ")
+        stem, _, number = name.rpartition(".")
+        key = f"{stem} {rest}" if stem and number.isdigit() else item
+        series.setdefault(key, []).append(item)
+    return [_series(members) for members in series.values()]
+
+
+def _series(members: Sequence[str]) -> str:
+    if len(members) < 3:
+        return "; ".join(members)
+    name, _, rest = members[0].partition(" ")
+    last = members[-1].partition(" ")[0].rpartition(".")[2]
+    return f"{name}..{last} {rest} ({len(members)} of them)"
+
+
 def _spelled(item: Mapping[str, Any]) -> str:
     return f"{item['name']} {str(item['dtype']).lower()}[{', '.join(map(str, item['shape']))}]"
 
@@ -195,7 +241,36 @@ def _checkpoint_contents(checkpoint: Checkpoint, progress: Progress, *, hashes: 
         state=f"pruned: {count} of {len(weights)} tensors are missing" if count else "complete", versions={},
         model=dict(checkpoint.config), build={}, inputs=(), outputs=(), cache={}, passes={},
         files={name: _size(content) for name, content in checkpoint.assets.items()}, weights=tuple(weights),
-        notes=checkpoint.notes,
+        notes=checkpoint.notes, stored_bytes=_stored_bytes(Path(checkpoint.source)),
+    )  # fmt: skip
+
+
+def _stored_bytes(path: Path) -> int | None:
+    """Of the weights' files at a path: of the file itself, or of a directory's files of the first kind that it has."""
+    if path.is_file():
+        return path.stat().st_size
+    kinds = ([file.stat().st_size for file in path.glob(pattern)] for pattern in _WEIGHT_FILES)
+    return next((sum(sizes) for sizes in kinds if sizes), None)
+
+
+def _adapter_contents(path: Path, *, hashes: bool) -> Contents:
+    """A LoRA adapter without its base: its own tensors, by the modules that they change."""
+    adapter = read_adapter(path)
+    file = SafetensorsFile(path / ADAPTER_WEIGHTS)
+    tensors = {name: file.tensor(name) for name in file.specs}
+    weights = tuple(
+        WeightRecord(
+            name, tensor.spec.shape, tensor.spec.dtype.value, tensor.spec.nbytes, None,
+            payload_hash(tensor) if hashes else "", "held", layer_of(name),
+        )
+        for name, tensor in tensors.items()
+    )  # fmt: skip
+    notes = (f"changes {len(adapter.pairs)} modules of {adapter.base_name or 'a base that it does not name'}",)
+    return Contents(
+        kind="adapter", path=str(path), format=str(adapter.config.get("peft_type", "LORA")), architecture="",
+        state="; ".join(adapter.problems) or "complete", versions={}, model=dict(adapter.config), build={}, inputs=(),
+        outputs=(), cache={}, passes={}, files={}, weights=weights, notes=notes,
+        stored_bytes=(path / ADAPTER_WEIGHTS).stat().st_size,
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ class Operator:
     """Names of the weights it reads."""
     nbytes: int
     """Of these."""
+    reads: tuple[str, ...] = ()
+    """Names of the operators whose outputs it reads, and of the graph's inputs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,13 @@ class GraphSummary:
                     "title": box.title,
                     "bytes": box.nbytes,
                     "operators": [
-                        {"name": item.name, "kind": item.kind, "weights": list(item.weights), "bytes": item.nbytes}
+                        {
+                            "name": item.name,
+                            "kind": item.kind,
+                            "weights": list(item.weights),
+                            "bytes": item.nbytes,
+                            "reads": list(item.reads),
+                        }
                         for item in box.operators
                     ],
                 }
@@ -76,15 +84,18 @@ def graph_summary(engine: Engine) -> GraphSummary | None:
     except Exception as error:  # protobuf's own
         raise BadInputError(f"{path} is no ONNX graph: {error}", "copy the engine again or rebuild it") from None
     entries = {entry.name: entry for entry in engine.manifest.weights}
-    operators = [_operator(node, entries) for node in graph.node]
+    makers = {value.name: value.name for value in graph.input}
+    makers |= {name: node.name for node in graph.node for name in node.output if name}
+    operators = [_operator(node, entries, makers) for node in graph.node]
     kinds = Counter(operator.kind for operator in operators)
     return GraphSummary(tuple(_boxes(operators)), dict(kinds.most_common()))
 
 
-def _operator(node: Any, entries: Mapping[str, WeightEntry]) -> Operator:
+def _operator(node: Any, entries: Mapping[str, WeightEntry], makers: Mapping[str, str]) -> Operator:
     weights = tuple(name for name in node.input if name in entries)
     domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-    return Operator(node.name, domain + node.op_type, weights, sum(entries[name].nbytes for name in weights))
+    reads = tuple(dict.fromkeys(makers[name] for name in node.input if name in makers))
+    return Operator(node.name, domain + node.op_type, weights, sum(entries[name].nbytes for name in weights), reads)
 
 
 def layer_of(name: str) -> int | None:

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from importlib import resources
 
-from trtllm.compiler.inspection.contents import Contents, WeightRecord
-from trtllm.compiler.inspection.graph import Box
+from trtllm.compiler.inspection.contents import Contents, WeightRecord, numbered_together, weights_line
+from trtllm.compiler.inspection.graph import Box, Operator
 from trtllm.sizes import format_size
 
 STYLE = "page.css"
+_LEGEND = (
+    '<p class="legend"><span class="bar size"></span> weights <span class="bar cache"></span> cache at the limits</p>'
+)
 
 
 def page(found: Contents) -> str:
@@ -68,11 +71,11 @@ def _summary(found: Contents) -> str:
         "format": found.format,
         "architecture": found.architecture,
         "state": found.state,
-        "weights": f"{len(found.weights)}, {format_size(found.nbytes)}",
+        "weights": weights_line(found),
         "versions": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
         "files": ", ".join(f"{name} ({format_size(size)})" for name, size in found.files.items()),
-        "inputs": "; ".join(found.inputs),
-        "outputs": "; ".join(found.outputs),
+        "inputs": "; ".join(numbered_together(found.inputs)),
+        "outputs": "; ".join(numbered_together(found.outputs)),
         "passes": ", ".join(f"{name} {count}" for name, count in found.passes.items() if count),
     }
     return _section("Summary", _definitions(facts))
@@ -96,6 +99,9 @@ def _memory(found: Contents) -> str:
         f'<div class="stack"><span class="bar size" style="width:{share:.2f}%"></span>'
         f'<span class="bar cache" style="width:{100 - share:.2f}%"></span></div>'
     )
+    groups = found.cache.get("groups", ())
+    if not groups:
+        return _section("Memory", bar + _definitions({"weights": format_size(plan.weights), "cache": "none"}))
     facts = {
         "weights": format_size(plan.weights),
         "cache per token": format_size(plan.cache_per_token),
@@ -103,12 +109,11 @@ def _memory(found: Contents) -> str:
         f"{plan.max_seq_len} tokens",
         "together": format_size(total),
     }
-    groups = [
-        (str(len(group["layers"])), str(group["window"] or "none"), format_size(group["bytes_per_token"]))
-        for group in found.cache.get("groups", ())
-    ]
-    table = _table(("layers>", "window>", "bytes per token>"), groups) if groups else ""
-    return _section("Memory", bar + _definitions(facts) + table)
+    for group in groups:
+        window = f"the last {group['window']} tokens" if group["window"] else "everything"
+        layers = f"{len(group['layers'])} layers that see {window}"
+        facts[layers] = f"{format_size(group['bytes_per_token'])} per token"
+    return _section("Memory", f"{_LEGEND}{bar}{_definitions(facts)}")
 
 
 def _graph(found: Contents) -> str:
@@ -117,24 +122,32 @@ def _graph(found: Contents) -> str:
     largest = max((box.nbytes for box in found.graph.boxes), default=0)
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.graph.kinds.items())
     errors = found.errors.by_layer if found.errors is not None else {}
-    boxes = "\n".join(_box(box, largest, errors.get(box.title.removeprefix("layer "))) for box in found.graph.boxes)
+    worst = max(errors.values(), default=0.0)
+    boxes = "\n".join(
+        _box(box, largest, errors.get(box.title.removeprefix("layer ")), worst, is_open=box.title == "layer 0")
+        for box in found.graph.boxes
+    )
     return _section("Graph", f"<p>{escape(kinds)}</p>\n{boxes}")
 
 
-def _box(box: Box, largest: int, error: float | None) -> str:
+def _box(box: Box, largest: int, error: float | None, worst: float, *, is_open: bool) -> str:
+    """A layer in one line of columns, and its operators below, each with what it reads."""
     widest = max((operator.nbytes for operator in box.operators), default=0)
-    inner = "\n".join(
-        f'<div class="op"><b>{escape(item.kind)}</b> <code>{escape(item.name)}</code>'
-        + (f' <span class="size">{format_size(item.nbytes)}</span> {_bar(item.nbytes, widest)}' if item.nbytes else "")
-        + "".join(f'<div class="weight"><code>{escape(name)}</code></div>' for name in item.weights)
-        + "</div>"
-        for item in box.operators
-    )
-    rounding = f", error {error:.2%}" if error is not None else ""
+    inner = "\n".join(_operator(item, widest) for item in box.operators)
+    rounding = f"<span>error {error:.2%}</span>{_bar(error, worst, 'error')}" if error is not None else ""
+    count = f"{len(box.operators)} operator{'s' if len(box.operators) > 1 else ''}"
     return (
-        f'<details class="layer"><summary>{escape(box.title)} <span class="size">{len(box.operators)} operators, '
-        f"{format_size(box.nbytes)}{rounding}</span> {_bar(box.nbytes, largest)}</summary>\n{inner}\n</details>"
+        f'<details class="layer"{" open" if is_open else ""}><summary><span>{escape(box.title)}</span>'
+        f"<span>{count}</span><span>{format_size(box.nbytes)}</span>{_bar(box.nbytes, largest)}{rounding}"
+        f"</summary>\n{inner}\n</details>"
     )
+
+
+def _operator(item: Operator, widest: int) -> str:
+    size = f' <span class="size">{format_size(item.nbytes)}</span> {_bar(item.nbytes, widest)}' if item.nbytes else ""
+    reads = f'<div class="weight">reads {escape(", ".join(item.reads))}</div>' if item.reads else ""
+    weights = "".join(f'<div class="weight"><code>{escape(name)}</code></div>' for name in item.weights)
+    return f'<div class="op"><b>{escape(item.kind)}</b> <code>{escape(item.name)}</code>{size}{reads}{weights}</div>'
 
 
 def _errors(found: Contents) -> str:
@@ -165,7 +178,8 @@ def _weights(found: Contents) -> str:
     errors = {item.name: item.relative_rms for item in found.errors.weights} if found.errors is not None else {}
     head = ("name and recipe", "shape", "type", "size>", "", "error>", "sha256", "state")
     rows = (tuple(_weight_cells(weight, largest, errors.get(weight.name))) for weight in found.weights)
-    return _section("Weights", _table(head, rows))
+    summary = f"<summary>{len(found.weights)} weights</summary>"
+    return _section("Weights", f"<details>{summary}\n{_table(head, rows)}\n</details>")
 
 
 def _weight_cells(weight: WeightRecord, largest: int, error: float | None) -> Iterator[str]:

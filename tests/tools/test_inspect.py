@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.quantize import dequantize_blocks, quantize_blocks
-from trtllm.compiler.inspection.contents import inspect
+from trtllm.compiler.inspection.contents import inspect, numbered_together
 from trtllm.compiler.inspection.page import page
 from trtllm.compiler.pipeline import build_engine
 from trtllm.compiler.refit.recipes import stored_recipes
@@ -164,13 +164,58 @@ def test_the_page_is_one_file_of_closed_elements_with_a_box_for_each_layer(engin
     read = Page(text)
     assert read.open == [] and read.outside == [] and "url(" not in text and "@import" not in text
     assert not any(tag in ("script", "link", "img", "iframe") for tag, _ in read.tags)
-    boxes = [attributes for tag, attributes in read.tags if tag == "details"]
-    assert len(boxes) == 4
+    boxes = [attributes for tag, attributes in read.tags if attributes.get("class") == "layer"]
+    assert len(boxes) == 4 and sum("open" in attributes for attributes in boxes) == 1
     for words in ("layer 0", "layer 1", "trtllm.cpu.PagedAttention", "cache at the limits", "relative rms"):
         assert words in read.text
     assert all(entry.name in read.text for entry in engine.manifest.weights)
     widths = [attributes["style"] for tag, attributes in read.tags if "style" in attributes]
     assert all(0 <= float(width.removeprefix("width:").removesuffix("%")) <= 100 for width in widths)
+
+
+def test_operators_say_what_they_read(engine, capsys):
+    found = run(capsys, 0, engine.path)
+    operators = {item["name"]: item for box in found["graph"]["layers"] for item in box["operators"]}
+    inputs = {text.split(" ")[0] for text in found["inputs"]}
+    assert {name for item in operators.values() for name in item["reads"]} <= operators.keys() | inputs
+    attention = operators["layers.1.attention/paged"]["reads"]
+    assert attention[0] == "model.layers.1.self_attn.qkv_proj/matmul" and "past_key.1" in attention
+    read = {name for item in operators.values() for name in item["reads"]}
+    (last,) = operators.keys() - read  # only the logits are read by nobody
+    assert operators[last]["weights"]
+
+
+def test_inputs_that_differ_by_their_number_are_one():
+    items = ["input_ids int64[1]", *(f"past_key.{n} float[2, 3]" for n in range(12)), "a.0 int64[1]", "a.1 int64[1]"]
+    assert numbered_together(items) == [
+        "input_ids int64[1]", "past_key.0..11 float[2, 3] (12 of them)", "a.0 int64[1]; a.1 int64[1]",
+    ]  # fmt: skip
+
+
+def test_sizes_tell_files_and_missing_weights_apart(engine, tiny_checkpoint, tmp_path, capsys):
+    found = run(capsys, 0, tiny_checkpoint)
+    assert found["stored_bytes"] == (tiny_checkpoint / "model.safetensors").stat().st_size
+    assert prune([str(engine.path), "--output-dir", str(tmp_path / "stripped")]) == 0
+    stripped = run(capsys, 0, tmp_path / "stripped")
+    gone = [weight["nbytes"] for weight in stripped["weights"] if weight["state"] != "held"]
+    assert stripped["missing_bytes"] == sum(gone) > 0 and stripped["bytes"] == sum(
+        entry.nbytes for entry in engine.manifest.weights
+    )
+
+
+def test_an_adapter_is_shown_without_its_base(tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    stem = "base_model.model.model.layers.1.self_attn.q_proj"
+    parts = {f"{stem}.lora_A.weight": np.ones((2, 8), np.float32), f"{stem}.lora_B.weight": np.ones((6, 2), np.float32)}
+    save_file(parts, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "the/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    found = run(capsys, 0, folder, "--hashes")
+    assert found["kind"] == "adapter" and found["model"]["r"] == 2 and "the/base" in found["notes"][0]
+    assert {weight["name"]: weight["layer"] for weight in found["weights"]} == dict.fromkeys(parts, 1)
+    hashes = {weight["name"]: weight["sha256"] for weight in found["weights"]}
+    assert hashes == {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in parts.items()}
 
 
 def test_names_in_a_page_are_text_not_markup(tiny_checkpoint, tmp_path):
