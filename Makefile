@@ -52,7 +52,7 @@ venv: $(VENV)/installed
 # of one C++ file compiles one C++ file. The dependencies come in a second step, because they may need such environments;
 # by then the package is there, and pip reads its requirements and extras from it.
 $(VENV)/created:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "scikit-build-core>=1.1" "nanobind>=2.4" "cmake>=3.18" ninja
 	touch $@

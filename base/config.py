@@ -28,6 +28,13 @@ class BuildConfig(BaseModel):
     samples of `calib_max_seq_length` tokens of `calib_dataset`, a JSONL or text file (None: the text that comes with
     the package), and keeps its progress in `calib_dir`. `kv_cache_quant_algo` is the format of stored keys and values;
     None: what the graph computes in.
+
+    `tensorrt_version` names the library that a plan is for ("8.6", "10.13", "rtx-1.7"); None: the one installed. Plans
+    without an in-place cache are built for fixed shapes: `tensorrt_decode_batches` rows of one token and
+    `tensorrt_prefill_lengths` tokens of one row, each over `tensorrt_table_lengths` tokens of cache. All sequences
+    share `tensorrt_cache_blocks` blocks of `tensorrt_tokens_per_block` tokens (None: half as many again as the
+    max_batch_size longest take), `logits_candidates` are the best tokens of a row that the device finds, and
+    `refittable` plans take other weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +72,16 @@ class BuildConfig(BaseModel):
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "layer_names_only"
     builder_optimization_level: int | None = Field(None, ge=0, le=5)
     compute_capabilities: tuple[str, ...] = ()
+    tensorrt_version: str | None = None
+    tensorrt_decode_batches: tuple[int, ...] = ()
+    tensorrt_prefill_lengths: tuple[int, ...] = ()
+    tensorrt_table_lengths: tuple[int, ...] = ()
+    tensorrt_tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
+    tensorrt_cache_blocks: int | None = Field(None, ge=1)
+    logits_candidates: int = Field(64, ge=1, le=3840)
+    refittable: bool = True
+    version_compatible: bool = False
+    hardware_compatibility_level: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> BuildConfig:

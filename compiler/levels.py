@@ -6,7 +6,9 @@ from trtllm.passes.base import Pass
 from trtllm.passes.canonical_shapes import CanonicalShapes
 from trtllm.passes.cleanup import FoldConstants, RemoveDeadCode, ShareCommonSubexpressions
 from trtllm.passes.decompose_attention import DecomposeAttention
+from trtllm.passes.decompose_rotary import DecomposeRotary
 from trtllm.passes.fuse_add_norm import FuseAddNorm
+from trtllm.passes.gather_cache import GatherCache
 from trtllm.passes.inline_dialect import InlineDialect
 from trtllm.passes.keep_quantization import KeepQuantization
 from trtllm.passes.lower_attention import LowerAttention
@@ -15,6 +17,7 @@ from trtllm.passes.lower_linear import LowerLinear
 from trtllm.passes.lower_moe import LowerMoE
 from trtllm.passes.lower_norm import LowerAddNorm
 from trtllm.passes.lower_scaled import LowerScaled
+from trtllm.passes.narrow_inputs import NarrowInputs
 from trtllm.passes.pack import PackGateUp, PackQkv
 from trtllm.passes.pack_tokens import PackTokens
 from trtllm.passes.quantize import QuantizeWeights
@@ -64,6 +67,8 @@ LEVELS: tuple[tuple[type[Pass], ...], ...] = (O0, O1, O2)
 # Legalization: the target's own operators where it has them, standard ones elsewhere. Read from its table.
 LEGALIZE: tuple[type[Pass], ...] = (
     PackTokens,
+    GatherCache,
+    NarrowInputs,
     QuantizeCache,
     LowerCachedAttention,
     LowerAttention,
@@ -74,6 +79,7 @@ LEGALIZE: tuple[type[Pass], ...] = (
     ShareEmbedding,
     InlineDialect,
     DecomposeAttention,
+    DecomposeRotary,
     RemoveDeadCode,
     CanonicalShapes,
     ShareCommonSubexpressions,

@@ -31,7 +31,7 @@ from trtllm.compiler.models.sentence_files import published_length
 from trtllm.compiler.models.table import builder_for
 from trtllm.compiler.plan import BuildLimits, BuildPlan, check_plan, plan_compiled
 from trtllm.compiler.targets.checks import check_graph, check_options
-from trtllm.compiler.targets.table import target_named
+from trtllm.compiler.targets.table import target_of
 from trtllm.config import BuildConfig, build_config
 from trtllm.dtypes import DType
 from trtllm.errors import UnsupportedModelError, UsageError
@@ -52,6 +52,7 @@ class Prepared:
 
 
 def compile(
+    emits_network: bool = False
     model: str | Path | object,
     *,
     output_dir: str | Path | None = None,
@@ -128,12 +129,17 @@ def prepare_build(
 ) -> Prepared:
     """Everything of a build but the writing: nothing appears at `output_dir`.
 
+    emits_network: bool = False,
     Without `calibrates` it is good for a plan only: weights that calibration would choose are rounded plainly.
     """
     progress = progress or Silent()
+    `emits_network` prepares what another machine builds the engine of, and needs no library of the target here.
     check_free(output_dir.absolute())
-    target = target_named(build.target)
-    target.library_version()
+    target = target_of(build)
+    if calibrates and not emits_network:
+        target.library_version(*filter(None, [build.tensorrt_version]))
+    if emits_network and target.emit_network is None:
+        raise UsageError(f"target {build.target} has no network to emit", "--emit network is for --target tensorrt")
     check_options(build, target.capabilities)  # before calibration, which takes minutes
     compute_dtype(build, target.capabilities, [])
     checkpoint = read_model(model, tokenizer=tokenizer, progress=progress)
@@ -141,7 +147,8 @@ def prepare_build(
     calibration = calibrated(checkpoint, build, progress, threads=threads) if calibrates else Calibration()
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **calibration.tensors})
     compiled = compile_network(checkpoint, build, progress=progress, dump_dir=dump_dir, calibration=calibration)
-    return Prepared(checkpoint, compiled, plan_compiled(checkpoint, compiled, output_dir=output_dir, limits=limits))
+    plan = plan_compiled(checkpoint, compiled, output_dir=output_dir, limits=limits)
+    return Prepared(checkpoint, compiled, plan, emits_network=emits_network)
 
 
 def finish_build(
@@ -154,7 +161,10 @@ def finish_build(
         chunk_bytes=prepared.plan.chunk_bytes,
         threads=limits.threads if limits is not None else 0,
     )
-    write_engine(prepared.checkpoint, prepared.compiled, output_dir, progress or Silent(), reader)
+    write_engine(
+        prepared.checkpoint, prepared.compiled, output_dir, progress or Silent(), reader,
+        emits_network=prepared.emits_network,
+    )  # fmt: skip
     return open_engine(output_dir, verify=False)
 
 
@@ -186,7 +196,7 @@ def compile_network(
     """
     calibration = calibration or Calibration()
     progress = progress or Silent()
-    target = target_named(build.target)
+    target = target_of(build)
     check_options(build, target.capabilities)
     notes: list[str] = []
     dtype = compute_dtype(build, target.capabilities, notes)
@@ -342,16 +352,20 @@ def write_engine(
     reader = reader or RecipeReader(checkpoint.tensors)
     with writing_engine(output_dir) as writer:
         recipes = {weight.name: weight.recipe.to_json() for weight in compiled.weights}
-        emitted = compiled.target.emit(compiled.network, compiled.build, reader, writer, progress)
+        emitted = emit(compiled.network, compiled.build, reader, writer, progress)
         progress.stage("finishing")
         writer.write_json(RECIPES, recipes)
         writer.write_json(CONFIG, engine_config(checkpoint, compiled))
         _write_assets(writer, checkpoint)
         manifest = Manifest(
             toolchain_version=_version("trtllm-toolchain"),
+    *,
+    emits_network: bool = False,
             target=emitted.target,
             network_hash=compiled.network_hash,
             files=writer.file_entries(),
+    emit = compiled.target.emit_network if emits_network else compiled.target.emit
+    assert emit is not None, "prepare_build refuses it"
             weights=tuple(emitted.weights),
             stripped=emitted.stripped,
             stripped_sources=pruned_hashes(checkpoint.tensors),

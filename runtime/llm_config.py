@@ -17,7 +17,13 @@ BatchedLogitsProcessor = Callable[[list[int], list[int], list[list[int]], list[n
 """Gets ids, sequence indices, tokens and float32 logits [V] of all sequences of a step that asked for it."""
 
 
-class CapacitySchedulerPolicy(enum.StrEnum):
+class NameEnum(str, enum.Enum):
+    """A choice that is its own name; `enum.StrEnum` of Python 3.11."""
+
+    __str__ = str.__str__
+
+
+class CapacitySchedulerPolicy(NameEnum):
     """When a waiting request starts."""
 
     GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
@@ -25,7 +31,7 @@ class CapacitySchedulerPolicy(enum.StrEnum):
     STATIC_BATCH = "STATIC_BATCH"
 
 
-class ContextChunkingPolicy(enum.StrEnum):
+class ContextChunkingPolicy(NameEnum):
     """How prompts share a step."""
 
     FIRST_COME_FIRST_SERVED = "FIRST_COME_FIRST_SERVED"

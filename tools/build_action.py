@@ -32,7 +32,7 @@ def perform(request: BuildRequest, console: Console) -> int:
     with display_for(console, monitor_memory=request.monitor_memory) as display:
         prepared = prepare_build(
             request.model, build, request.output_dir, limits=limits, progress=display, dump_dir=request.dump_dir,
-            calibrates=not request.plan_only,
+            calibrates=not request.plan_only, emits_network=request.emits == "network",
         )  # fmt: skip
         engine = None if request.plan_only else _write(request, prepared, limits, display)
     misses = [miss for miss in prepared.compiled.near_misses if miss.pass_name == request.why]

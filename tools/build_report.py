@@ -75,6 +75,11 @@ def closing_lines(
     if engine is None:
         yield f"dry run: {request.output_dir} would hold {kind}, {format_size(plan.engine_bytes)}; {cost}"
         return
+    if request.emits == "network":
+        yield f"wrote the network {request.output_dir}: {kind}, {format_size(engine.nbytes)}; {cost}"
+        yield "finish it where its TensorRT and GPU are:"
+        yield f"  trtllm-build --from-network {request.output_dir} --output-dir ENGINE"
+        return
     yield f"built {request.output_dir}: {kind}, {format_size(engine.nbytes)}; {cost}"
     if prepared.compiled.network.info.kind == "decoder" and "tokenizer.json" in prepared.checkpoint.assets:
         yield "try it in Python:"

@@ -21,10 +21,13 @@ BUILD_FIELDS = (
     "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
-    "compute_capabilities",
+    "compute_capabilities", "tensorrt_version", "tensorrt_decode_batches", "tensorrt_prefill_lengths",
+    "tensorrt_table_lengths", "tensorrt_cache_blocks", "tensorrt_tokens_per_block", "logits_candidates", "refittable",
+    "version_compatible", "hardware_compatibility_level",
 )  # fmt: skip
 """Options of the command that are fields of BuildConfig."""
 _REFERENCE_LEVELS = {"verbose": "debug", "internal_error": "error"}
+_NUMBER_LISTS = ("tensorrt_decode_batches", "tensorrt_prefill_lengths", "tensorrt_table_lengths")
 _NO_QUANTIZATION = ("none", "full_prec", "no_quant")
 
 
@@ -46,10 +49,28 @@ class BuildRequest:
     visualize_dir: Path | None
     monitor_memory: bool
     log_level: str
+    emits: str = "engine"
+    """What is written: "engine", or "network" for another machine to finish."""
+    from_network: Path | None = None
+    """The network to finish; then there is no model."""
 
     @staticmethod
-    def one_model(positional: str | None, option: str | None) -> str:
-        """The model, which is given once. Raises UsageError."""
+    def emitted(name: str | None) -> str:
+        """A value of --emit. Raises UsageError."""
+        known = ("engine", "network")
+        if name is not None and name not in known:
+            raise UsageError(f"unknown --emit {nearest(name, known)}", f"known: {', '.join(known)}")
+        return name or "engine"
+
+    @staticmethod
+    def one_model(positional: str | None, option: str | None, network: Path | None = None) -> str:
+        """The model, which is given once, or empty when a network takes its place. Raises UsageError."""
+        if network is not None and (positional or option):
+            raise UsageError(
+                f"a model and --from-network are given: {positional or option}", "a network is one already"
+            )
+        if network is not None:
+            return ""
         if positional is not None and option is not None and positional != option:
             raise UsageError(f"two models are given: {positional} and {option}", "build one at a time")
         model = positional or option
@@ -60,16 +81,30 @@ class BuildRequest:
     def perform(self, console: Console) -> int:
         """Builds, or plans; returns the exit code."""
         console.level = _level(self.log_level)
+        if self.from_network is not None:
+            from trtllm.tools.finish_action import perform as finish
+
+            return finish(self, console)
         from trtllm.tools.build_action import perform
 
         return perform(self, console)
 
-    def build_config(self, console: Console) -> BuildConfig:
-        """The file's options and the command line's, checked together."""
-        from trtllm.config import build_config, build_config_from_file
+    def given_options(self, console: Console) -> dict[str, Any]:
+        """The file's options and the command line's, as fields of BuildConfig, unchecked."""
+        from trtllm.config import build_config_from_file
 
         values = build_config_from_file(self.config_file) if self.config_file is not None else {}
         values = _without_retired(values, console) | dict(self.options)
+        for name in _NUMBER_LISTS:
+            if isinstance(values.get(name), str):
+                values[name] = _numbers(name, values[name])
+        return values
+
+    def build_config(self, console: Console) -> BuildConfig:
+        """The file's options and the command line's, checked together."""
+        from trtllm.config import build_config
+
+        values = self.given_options(console)
         capabilities = values.get("compute_capabilities")
         if isinstance(capabilities, str):
             values["compute_capabilities"] = tuple(filter(None, capabilities.replace(" ", "").split(",")))
@@ -91,6 +126,15 @@ def _cache_algorithm(name: Any) -> str | None:
     if name is not None and str(name).lower() not in known:
         raise UsageError(f"unknown kv_cache_dtype {nearest(str(name), known)}", f"known: {', '.join(known)}")
     return known["auto" if name is None else str(name).lower()]
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """`1,8,64`. Raises UsageError."""
+    parts = [part for part in text.replace(" ", "").split(",") if part]
+    if not parts or not all(part.isdigit() and int(part) for part in parts):
+        flag = name.replace("_", "-")
+        raise UsageError(f"--{flag} '{text}' is no list of numbers", f"write it like --{flag} 1,8,64")
+    return tuple(int(part) for part in parts)
 
 
 def _schemes_by_layer(text: str) -> dict[str, str]:

@@ -9,7 +9,8 @@ from trtllm.dtypes import DType
 
 TARGET_OPTIONS = (
     "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level", "compute_capabilities",
-    "kv_cache_quant_algo",
+    "kv_cache_quant_algo", "tensorrt_version", "tensorrt_decode_batches", "tensorrt_prefill_lengths",
+    "tensorrt_table_lengths", "tensorrt_cache_blocks", "version_compatible", "hardware_compatibility_level",
 )  # fmt: skip
 """Fields of BuildConfig that speak to one kind of engine."""
 
@@ -41,6 +42,11 @@ class Capabilities:
     """Whether what `operators` leaves out cannot run; otherwise every standard operator runs too."""
     value_dtypes: frozenset[DType] | None = None
     """Types that values of the graph may have; None when any may."""
+    gathers_cache: bool = False
+    """Whether the cache is read through block tables inside the graph and only new keys and values leave it, because
+    no operator extends a cache in place."""
+    narrows_integers: bool = False
+    """Whether int64 values become int32, since the engine indexes by no others: inputs and outputs are int32 then."""
     symbols: frozenset[str] | None = None
     """Names of the extents of inputs that may vary from step to step; None when any may."""
     options: Mapping[str, frozenset[str] | None] = field(default_factory=dict)

@@ -6,18 +6,16 @@ TensorRT's own refitter works on a deserialized plan, which takes a GPU of the p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-
-import onnx_ir as ir
+from dataclasses import replace
 
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Recipe
 from trtllm.compiler.engine import Engine, EngineWriter, Manifest
-from trtllm.compiler.ir.network import CacheLayer, ModelInfo, Network
+from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import from_bytes
-from trtllm.compiler.ir.weights import Weight
-from trtllm.compiler.targets.table import target_named
+from trtllm.compiler.targets.table import target_of
 from trtllm.compiler.targets.tensorrt.emit import NETWORK
+from trtllm.compiler.targets.tensorrt.package import attach_weights, model_info
 from trtllm.config import build_config
 from trtllm.errors import UnsupportedModelError
 from trtllm.progress import Progress
@@ -40,22 +38,7 @@ def rebuild_plan(
     network = Network(from_bytes(path.read_bytes()), model_info(engine))
     attach_weights(network, recipes)
     build = build_config(engine.config["build_config"])
-    emitted = target_named(engine.target).emit(network, build, reader, writer, progress)
+    emitted = target_of(build).emit(network, build, reader, writer, progress)
     return replace(
         engine.manifest, target=emitted.target, weights=tuple(emitted.weights), stripped=(), stripped_sources={}
     )
-
-
-def model_info(engine: Engine) -> ModelInfo:
-    """The facts of config.json as the emitter takes them."""
-    facts = dict(engine.config["model"])
-    facts["cache"] = tuple(CacheLayer(**layer) for layer in facts.get("cache", ()))
-    known = {field.name for field in fields(ModelInfo)}
-    return ModelInfo(**{key: value for key, value in facts.items() if key in known})
-
-
-def attach_weights(network: Network, recipes: Mapping[str, Recipe]) -> None:
-    """Gives the graph's placeholders their recipes."""
-    for name, value in network.graph.initializers.items():
-        if name in recipes and isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = Weight(name, recipes[name])

@@ -149,6 +149,47 @@ def build(
     compute_capabilities: Annotated[
         Text, typer.Option(help="TensorRT: GPUs to build for, such as 86,89.", show_default="the library's")
     ] = None,
+    tensorrt_version: Annotated[
+        Text,
+        typer.Option(metavar="VERSION", help="Of the plan's library: 8.6, 10.13, rtx-1.7.", show_default="installed"),
+    ] = None,
+    tensorrt_decode_batches: Annotated[
+        Text, typer.Option(metavar="LIST", help="TensorRT before 10.15: rows of a decoding step, such as 1,8,64.")
+    ] = None,
+    tensorrt_prefill_lengths: Annotated[
+        Text, typer.Option(metavar="LIST", help="TensorRT before 10.15: tokens of a prompt's chunk.")
+    ] = None,
+    tensorrt_table_lengths: Annotated[
+        Text, typer.Option(metavar="LIST", help="TensorRT before 10.15: tokens of cache that a step reads.")
+    ] = None,
+    tensorrt_cache_blocks: Annotated[
+        Number, typer.Option(help="TensorRT before 10.15: blocks of the cache.", show_default="1.5 times the longest")
+    ] = None,
+    tensorrt_tokens_per_block: Annotated[
+        Number, typer.Option(help="TensorRT before 10.15: tokens of a block of the cache.", show_default="32")
+    ] = None,
+    logits_candidates: Annotated[
+        Number, typer.Option(help="TensorRT before 10.15: best tokens found on the GPU.", show_default="64")
+    ] = None,
+    refittable: Annotated[
+        Flag, typer.Option("--refittable/--no-refittable", help="TensorRT: a plan that takes other weights.")
+    ] = None,
+    version_compatible: Annotated[
+        Flag,
+        typer.Option("--version-compatible/--no-version-compatible", help="TensorRT: a plan that later versions load."),
+    ] = None,
+    hardware_compatibility_level: Annotated[
+        Text, typer.Option(help="TensorRT: none, ampere_plus, same_compute_capability.", show_default="none")
+    ] = None,
+    emit: Annotated[
+        Text,
+        typer.Option(
+            help="engine, or network: what --from-network finishes on another machine.", show_default="engine"
+        ),
+    ] = None,
+    from_network: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Build the engine of a network that --emit network wrote.")
+    ] = None,
     build_config: Annotated[
         Path | None,
         typer.Option("--build-config", "--config", help="YAML or JSON file of options; the command line overrides it."),
@@ -182,7 +223,7 @@ def build(
     trtllm-build ./Llama-3.2-1B --output-dir engine --quantization W4A16
     """
     request = BuildRequest(
-        model=BuildRequest.one_model(model, checkpoint_dir),
+        model=BuildRequest.one_model(model, checkpoint_dir, from_network),
         output_dir=output_dir,
         options={name: context.params[name] for name in BUILD_FIELDS if context.params[name] is not None},
         config_file=build_config,
@@ -195,6 +236,8 @@ def build(
         visualize_dir=visualize_network,
         monitor_memory=monitor_memory,
         log_level="error" if quiet else log_level,
+        emits=BuildRequest.emitted(emit),
+        from_network=from_network,
     )
     return request.perform
 

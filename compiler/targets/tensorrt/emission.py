@@ -26,11 +26,13 @@ class Emission:
     its reader wants, so that no layer is spent on broadcasting.
     """
 
-    def __init__(self, library: Library, network: Any, payload: Payload, log: Log) -> None:
+    def __init__(self, library: Library, network: Any, payload: Payload, log: Log, *, longest: int = 0) -> None:
+        """`longest` is the largest extent that is counted, where counting is cutting a constant."""
         self.library = library
         self.trt = library.module
         self.network = network
         self.node: ir.Node | None = None
+        self.longest = longest
         self._payload = payload
         self._log = log
         self._tensors: dict[int, Any] = {}
@@ -109,7 +111,41 @@ class Emission:
 
     def expanded(self, tensor: Any, axes: list[int]) -> Any:
         """`tensor` with new extents of 1 at `axes` of the result."""
-        return self.out("add_unsqueeze", tensor, self.integers(axes))
+        if hasattr(self.network, "add_unsqueeze"):
+            return self.out("add_unsqueeze", tensor, self.integers(axes))
+        rank = len(tensor.shape) + len(axes)
+        own = iter(range(rank - len(axes)))
+        return self._rearranged(tensor, [None if axis in axes else next(own) for axis in range(rank)])
+
+    def squeezed(self, tensor: Any, axes: list[int]) -> Any:
+        """`tensor` without its extents of 1 at `axes`."""
+        if hasattr(self.network, "add_squeeze"):
+            return self.out("add_squeeze", tensor, self.integers(axes))
+        return self._rearranged(tensor, [axis for axis in range(len(tensor.shape)) if axis not in axes])
+
+    def _rearranged(self, tensor: Any, axes: list[int | None]) -> Any:
+        """`tensor` with the extents of its own `axes` in this order, None being an extent of 1.
+
+        A constant shape says it where at most one extent that varies has moved; otherwise the shape is computed.
+        """
+        extents = tuple(int(extent) for extent in tensor.shape)
+        shape, moved = [], 0
+        for place, axis in enumerate(axes):
+            if axis is None or extents[axis] >= 0:
+                shape.append(1 if axis is None else extents[axis])
+            elif axis == place:
+                shape.append(0)
+            else:
+                shape.append(-1)
+                moved += 1
+        if moved <= 1:
+            return self.reshaped(tensor, tuple(shape))
+        ones = self.add("add_concatenation", [self.shape_of(tensor), self.integers([1])])
+        ones.axis = 0
+        places = self.integers([len(extents) if axis is None else axis for axis in axes])
+        layer = self.add("add_shuffle", tensor)
+        layer.set_input(1, self.out("add_gather", ones.get_output(0), places, 0))
+        return layer.get_output(0)
 
     def _constant_of(self, value: ir.Value, rank: int) -> Any:
         tensor = value.const_value
@@ -117,21 +153,25 @@ class Emission:
         own = tuple(int(extent) for extent in dims(value))
         shape = (1,) * (rank - len(own)) + own
         if isinstance(tensor, Weight):
-            whole = self._weight_of(value, tensor, own)
-            return whole if len(own) == rank else self.reshaped(whole, shape)
+            made, whole = self._weight_of(value, tensor, own, rank)
+            return whole if made == rank else self.reshaped(whole, shape)
         key = ("value", id(value), rank)
         if key not in self._constants:
             dtype = DTYPES[dtype_of(value)]
             self._constants[key] = self._constant(shape, dtype, np.array(tensor.numpy(), dtype.numpy, order="C"))
         return self._constants[key]
 
-    def _weight_of(self, value: ir.Value, weight: Weight, shape: tuple[int, ...]) -> Any:
-        """One constant a weight however many read it: a second one would be stored twice."""
+    def _weight_of(self, value: ir.Value, weight: Weight, shape: tuple[int, ...], rank: int) -> tuple[int, Any]:
+        """One constant a weight however many read it: a second one would be stored twice. Returns its rank too.
+
+        It has the rank that its first reader wants: what reshapes a weight that may change is computed every time.
+        """
         key = ("weight", id(value))
         if key not in self._constants:
-            data = self._payload(weight)
-            self._constants[key] = self._constant(shape, weight.recipe.dtype, data, value.name or "")
-        return self._constants[key]
+            data, shape = self._payload(weight), (1,) * (rank - len(shape)) + shape
+            self._constants[key] = rank, self._constant(shape, weight.recipe.dtype, data, value.name or "")
+        made: tuple[int, Any] = self._constants[key]
+        return made
 
     def stored(self, value: ir.Value | None, type_name: str, shape: tuple[int, ...]) -> Any:
         """A weight's bytes as a constant of one of the library's types, which ours need not have a name for."""
@@ -150,8 +190,10 @@ class Emission:
         return self._constants[key]
 
     def _constant(self, shape: tuple[int, ...], dtype: DType, data: np.ndarray, weight_name: str = "") -> Any:
+        dtype, data = self.library.narrowed(dtype, data)
         self._alive.append(data)
-        weights = self.library.weights(dtype, data.ctypes.data, prod(shape))
+        weights = self.library.weights(dtype, data, prod(shape))
+        self._alive.append(weights)
         layer = self._call(self.network.add_constant, shape, weights)
         if layer is None:
             raise self.refusal(self._log.first_error())

@@ -62,7 +62,7 @@ def squeeze(e: Emission, node: ir.Node) -> list[Any]:
     data = node.inputs[0]
     assert data is not None
     axes = [axis % len(dims(data)) for axis in constant_integers(e, node.inputs[1])]
-    return [e.out("add_squeeze", e.of(data), e.integers(axes))]
+    return [e.squeezed(e.of(data), axes)]
 
 
 def shape(e: Emission, node: ir.Node) -> list[Any]:
@@ -84,6 +84,8 @@ def range_(e: Emission, node: ir.Node) -> list[Any]:
     numbers = constant_integers(e, step)
     if numbers != [1]:
         raise e.refusal("a range must count by ones")
+    if e.library.narrows_integers and constant_integers(e, start) == [0]:
+        return [_counted(e, limit)]
     count = e.binary(e.of(limit, 1), e.of(start, 1), "SUB")
     dtype = e.library.data_type(DTYPES[dtype_of(node.outputs[0])])
     layer = e.add("add_fill", (1,), e.trt.FillOperation.LINSPACE, dtype)
@@ -91,6 +93,16 @@ def range_(e: Emission, node: ir.Node) -> list[Any]:
     layer.set_input(1, e.of(start))
     layer.set_input(2, e.of(step, 1))
     return [layer.get_output(0)]
+
+
+def _counted(e: Emission, limit: ir.Value | None) -> Any:
+    """0, 1, ... below a scalar: so much of a constant. Fill layers of old versions count in float32."""
+    assert limit is not None
+    producer = limit.producer()
+    vector = producer.inputs[0] if producer is not None and producer.op_type == "Squeeze" else limit
+    layer = e.add("add_slice", e.integers(list(range(e.longest))), (0,), (1,), (1,))
+    layer.set_input(2, e.of(vector, 1))
+    return layer.get_output(0)
 
 
 def concat(e: Emission, node: ir.Node) -> list[Any]:
