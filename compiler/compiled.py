@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import Weight
 from trtllm.compiler.targets.table import Target
@@ -34,6 +36,8 @@ class Compiled:
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
     network_hash: str = ""
+    calibration_tokens: np.ndarray | None = None
+    """int64 [rows, length]: what it was calibrated on; None for a scheme that needs no calibration."""
 
     @property
     def weights(self) -> list[Weight]:

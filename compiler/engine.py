@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ RECIPES = "recipes.json"
 ENGINE = "rank0.engine"
 WEIGHTS = "rank0.weights"
 _HASH_CHUNK = 8 << 20
+_SYNCED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def writing(path: Path) -> Iterator[EngineWriter]:
         yield EngineWriter(path, folder)
         _sync(folder)
         os.rename(folder, path)
-        _sync_folder(path.parent)
+        _sync_one(path.parent)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise _disk_error(error, path) from error
@@ -320,17 +322,15 @@ def _is_alive(process: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            _sync(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
+    """Everything within is on the disk. All at once: the file system commits them together, not one after the other."""
+    paths = [folder, *folder.rglob("*")]
+    with ThreadPoolExecutor(min(len(paths), _SYNCED_AT_ONCE), thread_name_prefix="sync") as pool:
+        for _ in pool.map(_sync_one, paths):
+            pass
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.pruned import pruned_hashes
@@ -18,6 +20,7 @@ from trtllm.compiler.calibration.activation_ranges import activation_ranges, wan
 from trtllm.compiler.calibration.calibrate import Calibration
 from trtllm.compiler.calibration.dataset import calibration_tokens
 from trtllm.compiler.calibration.for_build import calibrate_build, wants_calibration
+from trtllm.compiler.calibration.kept import write_calibration
 from trtllm.compiler.compiled import Compiled, PassReport
 from trtllm.compiler.engine import CONFIG, MANIFEST, RECIPES, Engine, EngineWriter, Manifest, check_free, open_engine
 from trtllm.compiler.engine import writing as writing_engine
@@ -49,10 +52,10 @@ class Prepared:
     checkpoint: Checkpoint
     compiled: Compiled
     plan: BuildPlan
+    emits_network: bool = False
 
 
 def compile(
-    emits_network: bool = False
     model: str | Path | object,
     *,
     output_dir: str | Path | None = None,
@@ -126,14 +129,14 @@ def prepare_build(
     progress: Progress | None = None,
     dump_dir: Path | None = None,
     calibrates: bool = True,
+    emits_network: bool = False,
 ) -> Prepared:
     """Everything of a build but the writing: nothing appears at `output_dir`.
 
-    emits_network: bool = False,
+    `emits_network` prepares what another machine builds the engine of, and needs no library of the target here.
     Without `calibrates` it is good for a plan only: weights that calibration would choose are rounded plainly.
     """
     progress = progress or Silent()
-    `emits_network` prepares what another machine builds the engine of, and needs no library of the target here.
     check_free(output_dir.absolute())
     target = target_of(build)
     if calibrates and not emits_network:
@@ -230,14 +233,23 @@ def compile_network(
         tuple(context.near_misses),
         tuple(notes),
         network_hash(network.model),
+        calibration.tokens,
     )
 
 
-def calibrated(checkpoint: Checkpoint, build: BuildConfig, progress: Progress, *, threads: int = 0) -> Calibration:
-    """What the build's scheme wants of calibration text; nothing when it wants none."""
+def calibrated(
+    checkpoint: Checkpoint,
+    build: BuildConfig,
+    progress: Progress,
+    *,
+    tokens: np.ndarray | None = None,
+    threads: int = 0,
+) -> Calibration:
+    """What the build's scheme wants of calibration text, or of `tokens`; nothing when it wants none."""
     if not wants_calibration(build) and not wants_ranges(build):
         return Calibration()
-    tokens = calibration_tokens(checkpoint, build.calib_dataset, build.calib_size, build.calib_max_seq_length)
+    if tokens is None:
+        tokens = calibration_tokens(checkpoint, build.calib_dataset, build.calib_size, build.calib_max_seq_length)
     plain = build.model_copy(update={"max_seq_len": tokens.shape[1], "max_input_len": tokens.shape[1]})
     network = builder_for(checkpoint)(ModelBuilder(checkpoint, plain, DType.FLOAT32))
     calibration = Calibration()
@@ -246,7 +258,7 @@ def calibrated(checkpoint: Checkpoint, build: BuildConfig, progress: Progress, *
     if wants_ranges(build):
         reader = RecipeReader(checkpoint.tensors, threads=threads)
         calibration = replace(calibration, ranges=activation_ranges(network, reader, tokens, progress, threads=threads))
-    return calibration
+    return replace(calibration, tokens=tokens)
 
 
 def _unread_note(builder: ModelBuilder) -> list[str]:
@@ -347,25 +359,27 @@ def write_engine(
     output_dir: Path,
     progress: Progress,
     reader: RecipeReader | None = None,
+    *,
+    emits_network: bool = False,
 ) -> None:
-    """Writes the engine directory atomically."""
+    """Writes the engine directory, or that of its network, atomically."""
     reader = reader or RecipeReader(checkpoint.tensors)
+    emit = compiled.target.emit_network if emits_network else compiled.target.emit
+    assert emit is not None, "prepare_build refuses it"
     with writing_engine(output_dir) as writer:
         recipes = {weight.name: weight.recipe.to_json() for weight in compiled.weights}
         emitted = emit(compiled.network, compiled.build, reader, writer, progress)
         progress.stage("finishing")
         writer.write_json(RECIPES, recipes)
         writer.write_json(CONFIG, engine_config(checkpoint, compiled))
+        if compiled.calibration_tokens is not None:
+            write_calibration(writer, compiled.calibration_tokens, compiled.build)
         _write_assets(writer, checkpoint)
         manifest = Manifest(
             toolchain_version=_version("trtllm-toolchain"),
-    *,
-    emits_network: bool = False,
             target=emitted.target,
             network_hash=compiled.network_hash,
             files=writer.file_entries(),
-    emit = compiled.target.emit_network if emits_network else compiled.target.emit
-    assert emit is not None, "prepare_build refuses it"
             weights=tuple(emitted.weights),
             stripped=emitted.stripped,
             stripped_sources=pruned_hashes(checkpoint.tensors),

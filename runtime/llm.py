@@ -308,6 +308,7 @@ class LLM:
         strength: float = 1.0,
         partial: bool = False,
         revert: bool = False,
+        recalibrate: bool = False,
         verify: bool = False,
         output_dir: str | Path | None = None,
         progress: Progress | None = None,
@@ -321,13 +322,14 @@ class LLM:
                 "recompute": they go on with the tokens they have, whose cache is computed anew by the new weights;
                 beam searches end first. No step mixes the two, and nothing of the old cache is reused.
             partial: a checkpoint may lack tensors, whose weights stay. revert: back to the weights of the build.
+            recalibrate: calibrate the new weights on the tokens of the build, where the engine's scheme needs it.
             verify: compare with a fresh build first, as trtllm-refit does.
             output_dir: where the engine stays; otherwise it goes with this object.
 
         Raises what does not fit or fails to load; then requests go on with the old weights.
         """
         wanted = LiveRefit(
-            model, in_flight, base, strength, partial, revert, verify, output_dir, self._args.threads or 0
+            model, in_flight, base, strength, partial, revert, recalibrate, verify, output_dir, self._args.threads or 0
         )
         with self._refit_lock:
             if self._embedder is None:

@@ -25,6 +25,7 @@ class LiveRefit:
     strength: float = 1.0
     partial: bool = False
     revert: bool = False
+    recalibrate: bool = False
     verify: bool = False
     output_dir: str | Path | None = None
     threads: int = 0
@@ -57,8 +58,10 @@ def make_refitted(engine: Engine, wanted: LiveRefit, progress: Progress) -> Refi
         strength=wanted.strength,
         partial=wanted.partial or isinstance(wanted.model, Mapping),
         revert=wanted.revert,
+        recalibrate=wanted.recalibrate,
         verify=wanted.verify,
         threads=wanted.threads,
+        keeps_tokenizer=True,
     )
     if wanted.output_dir is not None:
         made = refit_engine(engine, wanted.model, wanted.output_dir, options=options, progress=progress)

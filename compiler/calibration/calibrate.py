@@ -40,6 +40,8 @@ class Calibration:
     """Norms that took up channel scales: initializers of the network by name, float32."""
     ranges: Mapping[str, ChannelRanges] = field(default_factory=dict)
     """What went through the linear layers, by the checkpoint's tensor name; for schemes that round activations."""
+    tokens: np.ndarray | None = None
+    """int64 [rows, length]: what was read; None when nothing was calibrated."""
 
 
 def calibrate(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor
@@ -13,6 +11,7 @@ from trtllm.compiler.engine import Engine
 from trtllm.compiler.refit.given import Given
 from trtllm.compiler.refit.recipes import is_calibrated, is_measured, source_specs
 from trtllm.compiler.refit.report import RefitReport, listed
+from trtllm.compiler.refit.tokenizers import TOKENIZER, tokenizer_difference
 
 _BOOKKEEPING = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "architecture",
@@ -22,9 +21,19 @@ _BOOKKEEPING = frozenset({
 """Keys of config.json that say nothing of the graph."""
 
 
-def examine(engine: Engine, recipes: Mapping[str, Recipe], given: Given, *, recalibrates: bool = False) -> RefitReport:
-    """The pre-flight report. Nothing is read but headers."""
-    finding = _Findings(engine, recipes, given, recalibrates)
+def examine(
+    engine: Engine,
+    recipes: Mapping[str, Recipe],
+    given: Given,
+    *,
+    recalibrates: bool = False,
+    keeps_tokenizer: bool = False,
+) -> RefitReport:
+    """The pre-flight report. Nothing is read but headers and tokenizers.
+
+    `keeps_tokenizer` says that the engine's own stays in use whatever the checkpoint has.
+    """
+    finding = _Findings(engine, recipes, given, recalibrates, keeps_tokenizer)
     finding.look()
     return finding.report()
 
@@ -37,8 +46,11 @@ def differing_config(engine: Engine, checkpoint: Checkpoint) -> list[str]:
 
 
 class _Findings:
-    def __init__(self, engine: Engine, recipes: Mapping[str, Recipe], given: Given, recalibrates: bool) -> None:
+    def __init__(
+        self, engine: Engine, recipes: Mapping[str, Recipe], given: Given, recalibrates: bool, keeps_tokenizer: bool
+    ) -> None:
         self.engine, self.recipes, self.given, self.recalibrates = engine, recipes, given, recalibrates
+        self.keeps_tokenizer = keeps_tokenizer
         self.sources = source_specs(recipes)
         self.problems: list[str] = list(given.problems)
         self.hints: list[str] = []
@@ -78,13 +90,23 @@ class _Findings:
                 f"its vocabulary has {vocabulary} tokens, the engine's {model['vocab_size']}",
                 "a model with another vocabulary needs an engine of its own: trtllm-build",
             )
-        name = "tokenizer.json"
-        own, other = self.engine.path / name, checkpoint.assets.get(name)
-        if own.is_file() and other is not None and _digest(other) != _digest(own):
-            takes = (
-                "the engine takes the checkpoint's" if self.given.kind == "checkpoint" else "the engine keeps its own"
+        self._look_at_tokenizer(checkpoint)
+
+    def _look_at_tokenizer(self, checkpoint: Checkpoint) -> None:
+        """An engine that takes the checkpoint's tokenizer with its weights is sound; one that keeps its own is not."""
+        difference = tokenizer_difference(self.engine.path / TOKENIZER, checkpoint.assets.get(TOKENIZER))
+        if difference is None:
+            return
+        if self.given.kind == "checkpoint" and self.given.is_complete and not self.keeps_tokenizer:
+            self.notes.append(f"WARNING: another tokenizer: {difference.line}; the engine takes it with the weights")
+        elif difference.renumbered:
+            keeps = "a running model keeps its own" if self.keeps_tokenizer else "the engine keeps its own"
+            self._problem(
+                f"it has another tokenizer, and {keeps}: {difference.line}",
+                "refit the engine directory from the whole checkpoint (trtllm-refit), which takes its tokenizer too",
             )
-            self.notes.append(f"the tokenizers differ: {takes}")
+        else:
+            self.notes.append(f"WARNING: another tokenizer: {difference.line}; the engine keeps its own")
 
     def _look_at_tensors(self) -> None:
         needed = dict.fromkeys(name for weight in self.changed for name in self.recipes[weight].sources())
@@ -209,10 +231,6 @@ def _why_not_stored(recipe: Recipe, tensor: LazyTensor) -> str:
     if offset == "none" and stored.integers.offset.value != "none":
         return f"stored as {stored.method}, with a {stored.integers.offset.value}"
     return ""
-
-
-def _digest(content: bytes | Path) -> str:
-    return hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,8 @@ import numpy as np
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Recipe, recipe_from_json
+from trtllm.compiler.calibration.kept import FILES as CALIBRATION_FILES
+from trtllm.compiler.calibration.kept import kept_tokens, write_calibration
 from trtllm.compiler.compiled import Compiled
 from trtllm.compiler.engine import (
     CONFIG,
@@ -37,6 +39,7 @@ from trtllm.compiler.refit.given import Given, open_given
 from trtllm.compiler.refit.preflight import differing_config, examine
 from trtllm.compiler.refit.recipes import is_calibrated, is_measured, rebound, stored_recipes
 from trtllm.compiler.refit.report import RefitReport, listed
+from trtllm.compiler.refit.tokenizers import TOKENIZER, tokenizer_difference
 from trtllm.compiler.refit.verification import Verification, verify_against, verify_finite
 from trtllm.compiler.stripping import EnginePayloads
 from trtllm.compiler.targets.weights_file import Piece, write_pieces
@@ -44,7 +47,6 @@ from trtllm.config import BuildConfig, build_config
 from trtllm.errors import BadInputError, TrtllmError, UsageError
 from trtllm.progress import Progress, Silent
 
-TOKENIZER = "tokenizer.json"
 HISTORY = "refit.json"
 """Where an engine's weights come from, and what a revert needs: the hashes and recipes it was built with."""
 _EXCHANGE = 2
@@ -67,6 +69,8 @@ class RefitOptions:
     recalibrate: bool = False
     verify: bool = True
     threads: int = 0
+    keeps_tokenizer: bool = False
+    """A running model goes on with the tokenizer that it has; one whose tokens have other numbers is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ def prepare_refit(
         model, architecture, base=options.base if not options.revert else None, strength=options.strength,
         partial=options.partial, known_tokenizer=engine.path / TOKENIZER, progress=progress,
     )  # fmt: skip
-    report = examine(engine, recipes, given, recalibrates=options.recalibrate)
+    report = examine(engine, recipes, given, recalibrates=options.recalibrate, keeps_tokenizer=options.keeps_tokenizer)
     compiled: Compiled | None = None
     if not report.problems:
         given, compiled, problems = _lowered(engine, given, recipes, options, progress)
@@ -206,7 +210,10 @@ def lowered(
     build = engine_build(engine)
     if not calibrates:
         return checkpoint, compile_network(checkpoint, build)
-    calibration = calibrated(checkpoint, build, progress, threads=threads)
+    difference = tokenizer_difference(engine.path / TOKENIZER, checkpoint.assets.get(TOKENIZER))
+    # Other tokens than the engine's are made of the text anew.
+    tokens = kept_tokens(engine, checkpoint, build) if difference is None else None
+    calibration = calibrated(checkpoint, build, progress, tokens=tokens, threads=threads)
     whole = replace(checkpoint, tensors={**checkpoint.tensors, **calibration.tensors})
     return whole, compile_network(whole, build, calibration=calibration)
 
@@ -247,9 +254,14 @@ def _write(prepared: PreparedRefit, writer: EngineWriter, progress: Progress) ->
     replaces = given.kind == "checkpoint" and given.is_complete and given.checkpoint is not None
     assets = {name: content for name, content in given.checkpoint.assets.items() if "/" not in name} if replaces else {}  # type: ignore[union-attr]
     # A fine-tune that was saved without its tokenizer keeps the engine's.
-    takes_all = replaces and (not prepared.keeps_history or "tokenizer.json" in assets)
-    for name in [ENGINE] if takes_all else list(engine.manifest.files):
-        if not (writer.folder / name).exists() and name not in (WEIGHTS, RECIPES, CONFIG, HISTORY, MANIFEST, *assets):
+    takes_all = replaces and (not prepared.keeps_history or TOKENIZER in assets)
+    kept = {ENGINE, *CALIBRATION_FILES} if takes_all else set(engine.manifest.files)
+    if prepared.compiled is not None and prepared.compiled.calibration_tokens is not None:
+        write_calibration(writer, prepared.compiled.calibration_tokens, prepared.compiled.build)
+        kept -= set(CALIBRATION_FILES)
+    kept -= {WEIGHTS, RECIPES, CONFIG, HISTORY, MANIFEST, *assets}
+    for name in sorted(kept & engine.manifest.files.keys()):
+        if not (writer.folder / name).exists():
             shutil.copyfile(engine.path / name, writer.folder / name)
             writer.file_hashes[name] = engine.manifest.files[name].sha256
     for name, content in assets.items():

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from trtllm.compiler.engine import Engine, open_engine
 from trtllm.compiler.pipeline import compile as compile_engine
 from trtllm.compiler.refit.refit import RefitOptions, prepare_refit, refit_engine
+from trtllm.compiler.refit.verification import some_logits
 from trtllm.compiler.stripping import strip_engine
 from trtllm.compiler.targets.onnxruntime.capabilities import CAPABILITIES
 from trtllm.config import BuildConfig
@@ -348,35 +349,60 @@ def test_an_engine_whose_own_weights_are_damaged_is_not_copied_on(
 
 
 _KILLED = """
-import sys, time
-from trtllm.compiler.refit import refit
-original = refit.open_engine
-def stop(*arguments, **options):
-    if ".partial-" in str(arguments[0]):
-        print("written", flush=True)
-        time.sleep(60)
-    return original(*arguments, **options)
-refit.open_engine = stop
+import os, signal, sys
+from trtllm.compiler.refit import refit, verification
+from trtllm.compiler.targets import weights_file
+
+where, which = sys.argv[3], int(sys.argv[4])
+calls = 0
+
+
+def killing(function):
+    def counted(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == which:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return counted
+
+
+owner, name = {
+    "writing": (weights_file._Output, "_write"),
+    "finishing": (refit.EngineWriter, "write_json"),
+    "verifying": (verification, "some_logits"),
+    "exchanging": (refit, "_exchange"),
+    "clearing": (refit.shutil, "rmtree"),
+}[where]
+setattr(owner, name, killing(getattr(owner, name)))
 refit.refit_engine(sys.argv[1], sys.argv[2], in_place=True)
 """
+_POINTS = [
+    *(("writing", int(call)) for call in np.random.default_rng(8).integers(1, 16, 5)),
+    ("finishing", 1), ("finishing", 4), ("verifying", 1), ("verifying", 2), ("exchanging", 1), ("clearing", 2),
+]  # fmt: skip
 
 
-def test_a_killed_refit_leaves_the_old_engine_and_the_next_one_cleans_up(
-    tiny_checkpoint: Path, tuned: Path, build: Callable[..., Engine]
+@pytest.mark.parametrize(("where", "which"), _POINTS)
+def test_a_killed_refit_leaves_a_whole_engine_and_the_next_one_cleans_up(
+    tiny_checkpoint: Path, tuned: Path, build: Callable[..., Engine], where: str, which: int
 ) -> None:
     engine = build(tiny_checkpoint)
-    before = content(engine.path)
+    before, own = content(engine.path), hashes(engine)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", _KILLED, str(engine.path), str(tuned)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "written\n"
-        process.send_signal(signal.SIGKILL)
-    assert content(engine.path) == before
-    assert open_engine(engine.path, verify=True)
+    command = [sys.executable, "-c", _KILLED, str(engine.path), str(tuned), where, str(which)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    left = open_engine(engine.path, verify=True)
+    assert np.isfinite(some_logits(left)).all()
+    if where == "clearing":  # the new engine has taken its place, the old one lies beside it
+        assert hashes(left) != own
+    else:
+        assert content(engine.path) == before
     assert len(list(engine.path.parent.iterdir())) == 3
-    refit_engine(engine, tuned, in_place=True)
+    refit_engine(engine.path, tuned, in_place=True)
     assert sorted(path.name for path in engine.path.parent.iterdir()) == ["engine", "text.txt"]
+    assert hashes(open_engine(engine.path, verify=True)) != own
 
 
 def test_the_report_says_what_would_happen_and_reads_no_payload(
@@ -395,27 +421,6 @@ def test_the_report_says_what_would_happen_and_reads_no_payload(
     assert any(line.startswith("unused") for line in report.lines())
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEME_NAMES if name not in PLAIN])
-def test_a_calibrated_engine_needs_to_be_calibrated_again(
-    tiny_checkpoint: Path, tuned: Path, build: Callable[..., Engine], tmp_path: Path, scheme: str
-) -> None:
-    models = [Path(shutil.copytree(model, tmp_path / name)) for model, name in ((tiny_checkpoint, "a"), (tuned, "b"))]
-    for model in models:
-        write_tokenizer(model)
-    engine, fresh = build(models[0], quantization=scheme), build(models[1], "fresh", quantization=scheme)
-    if isinstance(SCHEMES[scheme], CalibratedWeightOnly):
-        with pytest.raises(BadInputError, match="chosen by calibration") as caught:
-            refit_engine(engine, models[1])
-        assert "--recalibrate" in caught.value.hint
-    else:
-        replayed = refit_engine(engine, models[1], tmp_path / "replayed")
-        assert any("--recalibrate" in note for note in replayed.report.notes)
-        back = refit_engine(replayed.engine, models[0], tmp_path / "back")
-        assert hashes(back.engine) == hashes(engine) != hashes(replayed.engine)
-    refitted = refit_engine(engine, models[1], options=RefitOptions(recalibrate=True))
-    assert hashes(refitted.engine) == hashes(fresh) != hashes(engine)
-
-
 def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -424,3 +429,65 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture
+def renumbered(tiny_checkpoint: Path, tuned: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two models whose tokenizers have as many tokens, two of them with each other's number."""
+    models = [Path(shutil.copytree(model, tmp_path / name)) for model, name in ((tiny_checkpoint, "a"), (tuned, "b"))]
+    for model in models:
+        write_tokenizer(model)
+    path = models[1] / "tokenizer.json"
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    path.write_text(json.dumps(data))
+    return models[0], models[1]
+
+
+def test_another_tokenizer_comes_with_its_weights_and_a_warning(
+    renumbered: tuple[Path, Path], build: Callable[..., Engine]
+) -> None:
+    first, second = renumbered
+    engine, fresh = build(first), build(second, "fresh")
+    refitted = refit_engine(engine, second)
+    (warning,) = (note for note in refitted.report.notes if "WARNING" in note)
+    assert "2 of 256 token numbers mean other tokens" in warning
+    assert "'B' there and 'A' in the engine" in warning
+    assert "the engine takes it with the weights" in warning
+    made, expected = (path / "tokenizer.json" for path in (refitted.engine.path, fresh.path))
+    assert made.read_bytes() == expected.read_bytes()
+    again = refit_engine(refitted.engine, second, engine.path.with_name("again"))
+    assert not any("WARNING" in note for note in again.report.notes)
+
+
+def test_another_tokenizer_is_refused_where_the_engine_would_keep_its_own(
+    renumbered: tuple[Path, Path], build: Callable[..., Engine], tmp_path: Path
+) -> None:
+    first, second = renumbered
+    engine = build(first)
+    for options in (RefitOptions(partial=True), RefitOptions(keeps_tokenizer=True)):
+        with pytest.raises(BadInputError, match="2 of 256 token numbers mean other tokens") as caught:
+            refit_engine(engine, second, tmp_path / "out", options=options)
+        assert "trtllm-refit" in caught.value.hint
+    adapter = write_adapter(
+        tmp_path / "adapter", {f"{Q}.lora_A.weight": np.ones((4, 64)), f"{Q}.lora_B.weight": np.ones((64, 4))}
+    )
+    with pytest.raises(BadInputError, match="the engine keeps its own"):
+        refit_engine(engine, adapter, tmp_path / "out", options=RefitOptions(base=second))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_only_cuts_otherwise_or_is_only_written_otherwise_is_no_problem(
+    renumbered: tuple[Path, Path], build: Callable[..., Engine], tmp_path: Path
+) -> None:
+    first, second = renumbered
+    engine = build(first)
+    data = json.loads((first / "tokenizer.json").read_text())
+    (second / "tokenizer.json").write_text(json.dumps(data, indent=7))
+    assert not any("tokenizer" in note for note in prepare_refit(engine, second).report.notes)
+    data["pre_tokenizer"]["add_prefix_space"] = True
+    (second / "tokenizer.json").write_text(json.dumps(data))
+    report = prepare_refit(engine, second, options=RefitOptions(keeps_tokenizer=True)).report
+    assert not report.problems
+    assert any("same numbers, but text is cut into them by other rules" in note for note in report.notes)
