@@ -34,7 +34,7 @@ def open_awq(tensors: Mapping[str, LazyTensor], config: QuantizationConfig) -> d
 def _weight(layer: Parts, config: QuantizationConfig) -> LazyTensor:
     inputs, words = layer.matrix("qweight", DType.INT32)
     outputs = 8 * words
-    group = config.group_size(inputs)
+    group = config.group_size(inputs, layer.module)
     groups = inputs // group
     scales = layer.shaped("scales", groups, outputs, dtypes=SCALES)
     zeros = layer.shaped("qzeros", groups, words, dtypes=(DType.INT32,))

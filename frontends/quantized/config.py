@@ -31,13 +31,13 @@ class QuantizationConfig:
             raise self.bad(key, value, "true or false")
         return value
 
-    def group_size(self, inputs: int) -> int:
-        """Inputs of a group; -1 stands for all of them. Raises BadInputError when it does not divide them."""
+    def group_size(self, inputs: int, module: str) -> int:
+        """Inputs of a group; -1 stands for all of them. Raises BadInputError when it does not divide `module`'s."""
         size = self.integer("group_size", 128)
         size = inputs if size == -1 else size
         if size <= 0 or inputs % size:
             raise BadInputError(
-                f"group_size {size} of {self.source} does not divide the {inputs} inputs of a weight",
+                f"group_size {size} of {self.source} does not divide the {inputs} inputs of '{module}'",
                 "the quantization config and the weights are of different models",
             )
         return size

@@ -53,7 +53,7 @@ def _weight(layer: Parts, config: QuantizationConfig, bits: int, *, is_first_for
             "the quantization config and the weights are of different models",
         )
     inputs = words * 32 // bits
-    group = config.group_size(inputs)
+    group = config.group_size(inputs, layer.module)
     groups = inputs // group
     scales = layer.shaped("scales", groups, outputs, dtypes=SCALES)
     packed_zeros = layer.shaped("qzeros", groups, outputs * bits // 32, dtypes=(DType.INT32,))
@@ -92,9 +92,10 @@ def _group_order(layer: Parts, inputs: int, group: int) -> np.ndarray | None:
     if "g_idx" not in layer:
         return None
     order = layer.shaped("g_idx", inputs, dtypes=(DType.INT32, DType.INT64)).read()
-    if order.min() < 0 or order.max() >= inputs // group:
+    strange = order[(order < 0) | (order >= inputs // group)]
+    if strange.size:
         raise BadInputError(
-            f"tensor '{layer.module}.g_idx' names group {int(order.max())} of {inputs // group}",
+            f"tensor '{layer.module}.g_idx' names group {int(strange[0])} of {inputs // group}",
             "the checkpoint is damaged; fetch it again",
         )
     return None if np.array_equal(order, np.arange(inputs) // group) else order

@@ -134,6 +134,21 @@ def test_parts_that_do_not_fit_are_refused(layer, part, change):
     arrays, _ = made(4)
     with pytest.raises(BadInputError) as caught:
         layer("gptq", config(4), arrays | {part: change(arrays[part])})
+    assert "layer" in caught.value.what and len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(("group", "named"), [(3, 3), (-1, -1), (1 << 30, 1 << 30)])
+def test_a_group_that_does_not_exist_is_named(layer, group, named):
+    arrays, _ = made(4)
+    arrays["g_idx"][17] = group
+    with pytest.raises(BadInputError, match=f"'layer.g_idx' names group {named} of 3"):
+        layer("gptq", config(4), arrays)
+
+
+@pytest.mark.parametrize("size", [64, 36, 0, -2, "32", None, True])
+def test_a_group_size_that_does_not_divide_is_refused(layer, size):
+    with pytest.raises(BadInputError, match="group_size") as caught:
+        layer("gptq", config(4) | {"group_size": size}, made(4)[0])
     assert len(str(caught.value).splitlines()) == 2
 
 
