@@ -29,6 +29,7 @@ from trtllm.checkpoints.recipes import (
 )
 from trtllm.checkpoints.stored import Offset
 from trtllm.compiler.engine import Engine, WeightEntry
+from trtllm.compiler.inspection.small_formats import expert_matrices, scaled_matrix
 from trtllm.compiler.stripping import is_stripped, kept_offsets
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError
@@ -66,9 +67,10 @@ def _mapped(engine: Engine, entry: WeightEntry, offset: int) -> LazyTensor:
 
 
 def matrices(tensors: Mapping[str, LazyTensor], recipes: Mapping[str, Recipe]) -> dict[str, LazyTensor]:
-    """The weights that are values of a block quantization with scales, as float32 [N, K], by the values' name.
+    """The weights that are values of a quantization with scales, as float32 [N, K], by the values' name.
 
-    Those in the layouts of the `trtllm.cpu` kernel and of MatMulNBits; others are not among them.
+    Those in the layouts of the `trtllm.cpu` kernels and of MatMulNBits, small formats in rows, and experts of QMoE
+    [E, N, K]; others are not among them.
     """
     found: dict[str, LazyTensor] = {}
     for name, recipe in recipes.items():
@@ -81,7 +83,7 @@ def matrices(tensors: Mapping[str, LazyTensor], recipes: Mapping[str, Recipe]) -
         elif isinstance(recipe, TiledValues) and isinstance(recipes.get(name.replace(VALUES, SCALES)), TiledScales):
             made = _from_tiles(recipe, tensors[name], scales, tensors.get(name.replace(VALUES, OFFSETS)))
         else:
-            made = None
+            made = scaled_matrix(name, tensors, recipes) or expert_matrices(name, tensors, recipe)
         if made is not None:
             found[name] = made
     return found
@@ -175,10 +177,10 @@ def _cells(bits: int) -> np.ndarray:
 
 
 def row_chunks(tensor: LazyTensor, chunk_bytes: int = 8 << 20) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `chunk_bytes` in float32."""
+    """Row ranges of about `chunk_bytes` in float32; whole tiles of matrices."""
     shape = tensor.spec.shape
     rows = shape[0] if shape else 1
-    step = max(TILE_ROWS, chunk_bytes // max(1, 4 * prod(shape[1:])))
+    step = max(TILE_ROWS if len(shape) < 3 else 1, chunk_bytes // max(1, 4 * prod(shape[1:])))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 

@@ -18,12 +18,14 @@ from trtllm.checkpoints.recipes import (
     KeptValues,
     QuantizedValues,
     Recipe,
+    Reshape,
     Source,
     Stored,
     TiledScales,
     TiledValues,
     UnsignedBlocks,
 )
+from trtllm.checkpoints.scaled_recipes import BlockScales, LaneTiles, RoundedBy
 from trtllm.compiler.engine import Engine
 from trtllm.compiler.inspection.graph import layer_of
 from trtllm.compiler.inspection.payloads import engine_tensors, floats, matrices, row_chunks
@@ -105,6 +107,8 @@ def quantization_errors(engine: Engine, reference: Checkpoint, progress: Progres
 
 def quantizing_step(recipe: Recipe) -> str | None:
     """The step that makes integers or small floats of a weight; None for scales and for weights in full precision."""
+    if isinstance(recipe, RoundedBy) and isinstance(recipe.of, BlockScales):
+        return None
     if recipe.step in _ROUNDING or (isinstance(recipe, Stored) and recipe.name.endswith(_CALIBRATED)):
         return recipe.step
     if isinstance(recipe, TiledScales) or not recipe.operands:
@@ -117,13 +121,16 @@ def full_precision(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> Recipe 
 
     TiledValues(QuantizedValues(x, bits=4))     becomes     x
     TiledValues(KeptValues(w))                  becomes     w, dequantized
+    LaneTiles(RoundedBy(w * s, scales))         becomes     w * s, as smoothed
     TiledValues(Stored("w.quantized_values"))   becomes     w of the checkpoint
 
     None when the recipe does not tell.
     """
-    if isinstance(recipe, TiledValues | UnsignedBlocks):
+    if isinstance(recipe, TiledValues | UnsignedBlocks | LaneTiles):
         return full_precision(recipe.of, tensors)
-    if isinstance(recipe, QuantizedValues | KeptValues | AsymmetricValues):
+    if isinstance(recipe, Reshape) and isinstance(recipe.of, UnsignedBlocks):  # of experts
+        return full_precision(recipe.of, tensors)
+    if isinstance(recipe, QuantizedValues | KeptValues | AsymmetricValues | RoundedBy):
         return Cast(recipe.of, DType.FLOAT32)
     if isinstance(recipe, Stored):
         tensor = tensors.get(recipe.name.rpartition(".")[0])
