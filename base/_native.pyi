@@ -12,6 +12,7 @@ def quantize_blocks(
     scalar: bool = False,
     search: bool = False,
     importance: Any = None,
+    minima: Any = None,
 ) -> tuple[str, int]: ...
 def gptq(
     weights: Any,
@@ -23,6 +24,7 @@ def gptq(
     static_scales: bool,
     values: Any,
     scales: Any,
+    minima: Any = None,
     threads: int = 0,
 ) -> bool: ...
 def convert(source: Any, from_dtype: str, destination: Any, to_dtype: str, threads: int = 0) -> None: ...

@@ -19,7 +19,8 @@ class BuildConfig(BaseModel):
     """Shapes, types and target of a build. Field names and meanings are those of the reference `BuildConfig`.
 
     Lengths count tokens, batch sizes count sequences. `None` means "derived": `max_seq_len` from the model and
-    memory, `dtype` from the target, `opt_*` from the maxima, `group_size` and `weight_scales` from the scheme.
+    memory, `dtype` from the target, `opt_*` from the maxima, `group_size`, `weight_scales`, `has_zero_point` from the
+    scheme. The last is whether 4-bit blocks have a minimum beside their scale.
 
     Without a `quantization` (or with "auto") a checkpoint that is stored quantized keeps its own, unless `dequantize`.
 
@@ -45,6 +46,7 @@ class BuildConfig(BaseModel):
     dequantize: bool = False
     group_size: Literal[16, 32, 64, 128, 256] | None = None
     weight_scales: WeightScales | None = None
+    has_zero_point: bool | None = None
     exclude_modules: tuple[str, ...] = ()
     quantized_layers: dict[str, str] = Field(default_factory=dict)
     quantization_bits: float | None = Field(None, gt=0, le=32)
@@ -111,6 +113,7 @@ class BuildConfig(BaseModel):
         given = {
             "group_size": self.group_size,
             "weight_scales": self.weight_scales,
+            "has_zero_point": self.has_zero_point,
             "exclude_modules": self.exclude_modules,
             "quantized_layers": self.quantized_layers,
             "quantization_bits": self.quantization_bits,

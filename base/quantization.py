@@ -21,7 +21,8 @@ class WeightOnly:
     """Weights as block-wise integers; activations stay floating point. Needs the weights alone.
 
     A weight [N, K] gets one scale per row and `block_size` consecutive inputs. The vocabulary head takes
-    `head_bits`, because its errors reach the logits directly.
+    `head_bits`, because its errors reach the logits directly. With `has_zero_point` 4-bit blocks have a minimum beside
+    their scale, where the target's products take it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class WeightOnly:
     block_size: int = 32
     head_bits: int = 8
     weight_scales: WeightScales = "absmax"
+    has_zero_point: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class CalibratedWeightOnly:
     block_size: int = 32
     head_bits: int = 8
     weight_scales: WeightScales = "search"
+    has_zero_point: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class MixedPrecision:
     block_size: int = 32
     head_bits: int = 8
     weight_scales: WeightScales = "search"
+    has_zero_point: bool = True
 
 
 ScaleOf = Literal["tensor", "channel", "block"]

@@ -219,7 +219,10 @@ class RecipeReader:
                 self._scales[recipe] = {0: whole}
             return whole[start:stop]
         blocks = self._quantize(recipe, start, stop)
-        return blocks.minima if isinstance(recipe, AsymmetricMinima) else blocks.scales
+        if isinstance(recipe, AsymmetricMinima):
+            assert isinstance(blocks, CountedBlocks)
+            return blocks.minima
+        return blocks.scales
 
     def _quantize(self, recipe: Recipe, start: int, stop: int) -> QuantizedBlocks | CountedBlocks:
         """A quantization's rows, whichever of its parts is asked for."""

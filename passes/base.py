@@ -32,10 +32,11 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class CalibratedWeight:
-    """Recipes of a weight's integers and scales, as calibration stored them."""
+    """Recipes of a weight's integers, scales and minima, as calibration stored them."""
 
     values: Recipe
     scales: Recipe
+    minima: Recipe | None = None
 
 
 @dataclass(frozen=True, eq=False)

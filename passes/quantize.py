@@ -8,16 +8,33 @@ from itertools import groupby
 
 import onnx_ir as ir
 
-from trtllm.checkpoints.recipes import Cast, Concat, QuantizedScales, QuantizedValues, Recipe, Slice, Source, Stack
+from trtllm.checkpoints.recipes import (
+    TILE_BLOCK,
+    AsymmetricMinima,
+    AsymmetricScales,
+    AsymmetricValues,
+    Cast,
+    Concat,
+    QuantizedScales,
+    QuantizedValues,
+    Recipe,
+    Slice,
+    Source,
+    Stack,
+)
+from trtllm.checkpoints.stored import Offset
 from trtllm.compiler.ir.builder import dims
+from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.dialect import attributes_of, is_dialect
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import DTYPES, IR_TYPES, Weight, weight_of
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
+from trtllm.errors import UnsupportedModelError
 from trtllm.passes.base import CalibratedWeight, Pass, PassContext, builder_before, replace
-from trtllm.quantization import SCHEMES, MixedPrecision, ScaledFormat
+from trtllm.quantization import SCHEMES, MixedPrecision, ScaledFormat, Scheme
 
+CPU_PRODUCT = ("QuantizedLinear", "trtllm.cpu")
 _WEIGHT_INPUTS = {"Linear": (1,), "LogitsHead": (1,), "MoE": (2, 3)}
 
 
@@ -29,6 +46,8 @@ class Treatment:
     block_size: int
     search: bool = False
     """Whether scales are searched."""
+    counted: bool = False
+    """Whether blocks have minima."""
     calibrated: Mapping[str, CalibratedWeight] | None = None
     """The integers and scales that calibration has chosen, by the tensor's name; None where it has not."""
 
@@ -38,7 +57,8 @@ class QuantizeWeights(Pass):
 
     y = Linear(x, W)
         becomes
-    y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))
+    y = Linear(x, DequantizeLinear(QuantizedValues(W), QuantizedScales(W)))                     or, with minima,
+    y = Linear(x, DequantizeBlocks(AsymmetricValues(W), AsymmetricScales(W), AsymmetricMinima(W)))
 
     A packed weight whose parts are treated differently becomes several products:
 
@@ -53,6 +73,7 @@ class QuantizeWeights(Pass):
     def run(self, network: Network, context: PassContext) -> int:
         if context.build.quantization is None:
             return 0
+        refuse_zero_point(network, context.build, context.capabilities)
         count = _rescale(network, context)
         for node in list(network.graph):
             if not is_dialect(node, *_WEIGHT_INPUTS):
@@ -69,7 +90,7 @@ class QuantizeWeights(Pass):
 
     def _quantize_node(self, network: Network, node: ir.Node, context: PassContext) -> int:
         weights = [weight_of(node.inputs[index]) for index in _WEIGHT_INPUTS[node.op_type]]
-        treatments = [_treatment(node, weight, context) for weight in weights]
+        treatments = [_treatment(network, node, weight, context) for weight in weights]
         reason = _why_not(weights, treatments)
         if reason:
             self._keep(node, weights, reason, context)
@@ -123,15 +144,50 @@ def module_name(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def _treatment(node: ir.Node, weight: Weight | None, context: PassContext) -> Treatment | None:
+def why_no_minima(network: Network, compute: DType, block_size: int, capabilities: Capabilities) -> str:
+    """Why the target has no product by 4-bit blocks with minima; empty when it has one."""
+    if not capabilities.has(*CPU_PRODUCT):
+        return f"target {capabilities.target} has no product by integers with minima"
+    if network.info.kind != "decoder" or compute is not DType.FLOAT32 or block_size != TILE_BLOCK:
+        return f"integers with minima have a product only in decoders in float32, by blocks of {TILE_BLOCK}"
+    return ""
+
+
+def refuse_zero_point(network: Network, build: BuildConfig, capabilities: Capabilities) -> None:
+    """Raises UnsupportedModelError when the build itself asks for minima that its products cannot take."""
+    if not build.has_zero_point or build.quantization is None:
+        return
+    compute = _compute_dtype(network)
+    block_size = build.group_size or SCHEMES[build.quantization].block_size
+    reason = why_no_minima(network, compute, block_size, capabilities)
+    if reason:
+        raise UnsupportedModelError(f"has_zero_point: {reason}", "leave it out: 4-bit blocks then have scales alone")
+
+
+def takes_minima(build: BuildConfig, scheme: Scheme, network: Network, compute: DType, caps: Capabilities) -> bool:
+    """Whether 4-bit blocks of a scheme have minima in this build."""
+    wanted = build.has_zero_point if build.has_zero_point is not None else getattr(scheme, "has_zero_point", False)
+    return wanted and not why_no_minima(network, compute, build.group_size or scheme.block_size, caps)
+
+
+def _compute_dtype(network: Network) -> DType:
+    """The type that the linears' weights have in the graph."""
+    for node in network.graph:
+        weight = weight_of(node.inputs[1]) if is_dialect(node, "Linear", "LogitsHead") else None
+        if weight is not None:
+            return DTYPES[weight.dtype]
+    return DType.FLOAT32
+
+
+def _treatment(network: Network, node: ir.Node, weight: Weight | None, context: PassContext) -> Treatment | None:
     """Of a weight whose parts are treated alike; None for full precision."""
     if weight is None:
         return None
     parts = _parts(without_casts(weight.recipe))
-    return _part_treatment(node, parts[0], context)
+    return _part_treatment(network, node, parts[0], context)
 
 
-def _part_treatment(node: ir.Node, part: Recipe, context: PassContext) -> Treatment | None:
+def _part_treatment(network: Network, node: ir.Node, part: Recipe, context: PassContext) -> Treatment | None:
     build, is_head = context.build, node.op_type == "LogitsHead"
     sources = part.sources()
     module = (node.name or "") if is_head or not sources else module_name(sources[0])
@@ -145,7 +201,14 @@ def _part_treatment(node: ir.Node, part: Recipe, context: PassContext) -> Treatm
     scheme = SCHEMES[build.layer_plan.override(module) or build.quantization]
     search = bits == 4 and (build.weight_scales or scheme.weight_scales) == "search"
     block_size = build.group_size or scheme.block_size
-    return Treatment(bits, block_size, search, context.calibrated if chosen is not None else None)
+    if chosen is not None:
+        return Treatment(bits, block_size, search, chosen.minima is not None, context.calibrated)
+    weight = weight_of(node.inputs[1])
+    compute = DTYPES[weight.dtype] if weight is not None else DType.FLOAT32
+    counted = (
+        bits == 4 and node.op_type != "MoE" and takes_minima(build, scheme, network, compute, context.capabilities)
+    )
+    return Treatment(bits, block_size, search, counted)
 
 
 def _parts(recipe: Recipe) -> tuple[Recipe, ...]:
@@ -159,9 +222,11 @@ def _pieces(network: Network, node: ir.Node, context: PassContext) -> list[ir.No
         return [node]
     parts = _parts(without_casts(weight.recipe))
 
-    def kind(part: Recipe) -> tuple[int, bool]:
-        treatment = _part_treatment(node, part, context)
-        return (treatment.bits, treatment.calibrated is not None) if treatment is not None else (0, False)
+    def kind(part: Recipe) -> tuple[int, bool, bool]:
+        treatment = _part_treatment(network, node, part, context)
+        if treatment is None:
+            return 0, False, False
+        return treatment.bits, treatment.counted, treatment.calibrated is not None
 
     runs = [tuple(run) for _, run in groupby(parts, key=kind)]
     if len(runs) == 1:
@@ -206,31 +271,46 @@ def _quantize(network: Network, node: ir.Node, index: int, treatment: Treatment)
     assert weight is not None
     block_size = treatment.block_size
     compute = DTYPES[weight.dtype]
-    integers, rounded = _quantized_recipes(weight, treatment, compute)
+    integers, rounded, minima = _quantized_recipes(weight, treatment, compute)
     stem = f"{node.name}.weight" if node.op_type == "LogitsHead" else weight.name
     b = builder_before(network, node)
     b.scope = ""
     values = b.weight(f"{stem}_values", integers)
     scales = b.weight(f"{stem}_scales", _in_type(rounded, compute))
     shape = dims(node.inputs[index])  # type: ignore[arg-type]
-    dequantized = b.op(
-        "DequantizeLinear", [values, scales], shape, compute, name=f"{stem}_dequantized",
-        axis=len(shape) - 1, block_size=block_size,
-    )  # fmt: skip
+    name = f"{stem}_dequantized"
+    if minima is not None:
+        offsets, form = b.weight(f"{stem}_offsets", minima), Offset.MINIMUM.value
+        inputs = [values, scales, offsets]
+        dequantized = b.dialect("DequantizeBlocks", inputs, name=name, block_size=block_size, offset=form)
+    else:
+        dequantized = b.op(
+            "DequantizeLinear", [values, scales], shape, compute, name=name, axis=len(shape) - 1, block_size=block_size
+        )
     node.replace_input_with(index, dequantized)
 
 
-def _quantized_recipes(weight: Weight, treatment: Treatment, compute: DType) -> tuple[Recipe, Recipe]:
-    """Integers and scales of a weight: those that calibration chose, or those of its values."""
+def _quantized_recipes(weight: Weight, treatment: Treatment, compute: DType) -> tuple[Recipe, Recipe, Recipe | None]:
+    """Integers, scales and minima of a weight: those that calibration chose, or those of its values."""
     source = without_casts(weight.recipe)
+    if treatment.calibrated is None and treatment.counted:
+        form = (source, treatment.block_size, treatment.search)
+        return AsymmetricValues(*form), AsymmetricScales(*form), AsymmetricMinima(*form)
     if treatment.calibrated is None:
         half = DType.FLOAT16 if compute is DType.FLOAT32 else compute
         details = (source, treatment.bits, treatment.block_size, half, treatment.search)
-        return QuantizedValues(*details), QuantizedScales(*details)
+        return QuantizedValues(*details), QuantizedScales(*details), None
     found = [treatment.calibrated[part.name] for part in _parts(source) if isinstance(part, Source)]
-    if len(found) == 1:
-        return found[0].values, found[0].scales
-    return Concat(tuple(item.values for item in found), 0), Concat(tuple(item.scales for item in found), 0)
+    minima = [item.minima for item in found if item.minima is not None]
+    return (
+        _joined([item.values for item in found]),
+        _joined([item.scales for item in found]),
+        _joined(minima) if minima else None,
+    )
+
+
+def _joined(parts: list[Recipe]) -> Recipe:
+    return parts[0] if len(parts) == 1 else Concat(tuple(parts), 0)
 
 
 def without_casts(recipe: Recipe) -> Recipe:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,17 @@ from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.recipes import Stored
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
-from trtllm.compiler.calibration.record import RESCALED, SCALES, VALUES, CalibrationRecord, chained_key, stored_tensor
+from trtllm.compiler.calibration.moments import InputMoments, added_linear
+from trtllm.compiler.calibration.record import (
+    COUNTED,
+    MINIMA,
+    RESCALED,
+    SCALES,
+    VALUES,
+    CalibrationRecord,
+    chained_key,
+    stored_tensor,
+)
 from trtllm.compiler.calibration.segment_rounding import CalibrationSettings, SegmentRounder, weight_source
 from trtllm.compiler.calibration.segments import Segment, segment_feeds, segments, subgraph
 from trtllm.compiler.ir.network import Network
@@ -25,7 +36,9 @@ from trtllm.progress import Progress
 
 BATCH_TOKENS = 2048
 """Tokens that a segment runs at once."""
-VERSION = "1"
+FULL, QUANTIZED = 0, 1
+"""Which states of a file are those of the full layers, and of the quantized ones; the first alone where these flow."""
+VERSION = "2"
 """Of the algorithm: results of another one are not taken up."""
 
 
@@ -85,7 +98,17 @@ def _payload_bytes(payloads: Mapping[str, np.ndarray]) -> list[memoryview]:
 
 def _settings_bytes(settings: CalibrationSettings) -> bytes:
     values = [sorted(settings.bits.items()), settings.block_size, settings.method, settings.flows_quantized]
+    values.append(settings.counted)
     return json.dumps(values).encode()
+
+
+class _Batch(NamedTuple):
+    """Rows and what they feed."""
+
+    start: int
+    stop: int
+    feeds: dict[str, np.ndarray]
+    full_feeds: dict[str, np.ndarray]
 
 
 class _Run:
@@ -103,6 +126,8 @@ class _Run:
         self._settings = settings
         self._record = record
         self._threads = threads
+        self._full: np.memmap | None = None
+        """The states behind the segment under way, those of its full layers written."""
 
     def finished(self, first: str) -> int:
         """How many segments need not be run: their files fit the key, and the states behind the last are there."""
@@ -140,13 +165,16 @@ class _Run:
 
     def _stored(self, file: SafetensorsFile, source: str, tensors: dict[str, LazyTensor]) -> CalibratedWeight:
         """The recipes of a finished weight; the tensors that they name join `tensors`."""
-        stored = {}
-        for suffix in (VALUES, SCALES):
+
+        def taken(suffix: str) -> Stored:
             name = source + suffix
-            packs = suffix == VALUES and self._settings.bits[source] == 4
+            packs = suffix in (VALUES, COUNTED) and self._settings.bits[source] == 4
             tensors[name] = tensor = stored_tensor(file, name, packs_int4=packs)
-            stored[suffix] = _stored_as(name, tensor)
-        return CalibratedWeight(stored[VALUES], stored[SCALES])
+            return _stored_as(name, tensor)
+
+        if source + COUNTED in file.specs:
+            return CalibratedWeight(taken(COUNTED), taken(SCALES), taken(MINIMA))
+        return CalibratedWeight(taken(VALUES), taken(SCALES))
 
     def _payloads(self, index: int) -> dict[str, np.ndarray]:
         _, needed = subgraph(self._network, self.parts[index], [self.parts[index].exit])
@@ -169,52 +197,65 @@ class _Run:
     def _moments(
         self, session: GraphSession, segment: Segment, inputs: dict[ir.Value, list[ir.Node]],
         payloads: dict[str, np.ndarray], states: np.ndarray | None, own: str,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        """X'X of each input value, float64 [K, K]; writes the states behind the segment when full layers make them."""
+    ) -> dict[str, InputMoments]:  # fmt: skip
+        """The sums of each input value; writes the states that full layers leave behind the segment."""
         names = [value.name or "" for value in inputs]
-        moments: dict[str, np.ndarray] = {}
-        exits = None if self._settings.flows_quantized else segment.exit.name
+        goes_on = segment is not self.parts[-1]
+        last = added_linear(segment.entry, segment.exit, segment.linears)
+        deviates = self._settings.flows_quantized and states is not None
+        found = {name: InputMoments(np.zeros(())) for name in names}
         written = None
-        for start, stop, feeds in self._batches(segment, states):
-            outputs = session.run({**feeds, **payloads}, [*names, *([exits] if exits else [])])
-            if exits is not None:
-                written = self._written(written, outputs.pop(), start, stop)
-            for name, x in zip(names, outputs, strict=True):
-                flat = x.reshape(-1, x.shape[-1])
-                product = (flat.T @ flat).astype(np.float64)
-                moments[name] = moments[name] + product if name in moments else product
-        if written is not None:
+        for start, stop, feeds, full_feeds in self._batches(segment, states):
+            full = session.run({**full_feeds, **payloads}, [*names, *([segment.exit.name or ""] if goes_on else [])])
+            if goes_on:
+                written = self._written(written, FULL, full.pop(), start, stop)
+            mine = session.run({**feeds, **payloads}, names) if deviates else full
+            for (value, linears), x, y in zip(inputs.items(), mine, full, strict=True):
+                moments, flat = found[value.name or ""], _flat(x)
+                moments.own = moments.own + (flat.T @ flat).astype(np.float64)
+                moments.tokens += len(flat)
+                if not deviates:
+                    continue
+                product = ((_flat(y) - flat).T @ flat).astype(np.float64)
+                moments.full = product if moments.full is None else moments.full + product
+                if last in linears and segment.entry is not None:
+                    name = segment.entry.name or ""
+                    product = ((_flat(full_feeds[name]) - _flat(feeds[name])).T @ flat).astype(np.float64)
+                    moments.residual = {last: moments.residual.get(last, 0) + product}
+        if written is not None and not self._settings.flows_quantized:
             self._record.keep_states(written, own)
-        return moments
+        self._full = written
+        return found
 
     def _flow(
         self, session: GraphSession, segment: Segment, payloads: dict[str, np.ndarray], states: np.ndarray | None,
         own: str,
     ) -> None:  # fmt: skip
-        written = None
-        for start, stop, feeds in self._batches(segment, states):
+        written = self._full
+        for start, stop, feeds, _ in self._batches(segment, states):
             (x,) = session.run({**feeds, **payloads}, [segment.exit.name or ""])
-            written = self._written(written, x, start, stop)
+            written = self._written(written, QUANTIZED, x, start, stop)
         assert written is not None
         self._record.keep_states(written, own)
 
-    def _written(self, states: np.memmap | None, x: np.ndarray, start: int, stop: int) -> np.memmap:
+    def _written(self, states: np.memmap | None, kind: int, x: np.ndarray, start: int, stop: int) -> np.memmap:
         if states is None:
-            states = self._record.new_states((len(self._tokens), *x.shape[1:]))
-        states[start:stop] = x
+            kinds = 2 if self._settings.flows_quantized else 1
+            states = self._record.new_states((kinds, len(self._tokens), *x.shape[1:]))
+        states[kind, start:stop] = x
         return states
 
-    def _batches(self, segment: Segment, states: np.ndarray | None) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-        """Row ranges and what they feed to the graph beside weights."""
+    def _batches(self, segment: Segment, states: np.ndarray | None) -> Iterator[_Batch]:
+        """Row ranges and what they feed to the graph beside weights, from the quantized and from the full layers."""
         rows, length = self._tokens.shape
         step = max(1, BATCH_TOKENS // length)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield (
-                start,
-                stop,
-                segment_feeds(self._network, segment, self._tokens[start:stop], _rows(states, start, stop)),
-            )
+            feeds = [
+                segment_feeds(self._network, segment, self._tokens[start:stop], _rows(part, start, stop))
+                for part in ([None] if states is None else states)
+            ]
+            yield _Batch(start, stop, feeds[-1], feeds[FULL])
 
     def _grouped(self, segment: Segment) -> dict[ir.Value, list[ir.Node]]:
         """The linears to quantize, by the value that they read."""
@@ -224,6 +265,11 @@ class _Run:
             if source is not None and value is not None and source.name in self._settings.bits:
                 groups.setdefault(value, []).append(linear)
         return groups
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[tokens, K] of [B, S, K]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _rows(states: np.ndarray | None, start: int, stop: int) -> np.ndarray | None:

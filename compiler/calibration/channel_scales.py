@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trtllm.checkpoints.quantize import QuantizedBlocks, dequantize_blocks, quantize_blocks
+from trtllm.checkpoints.quantize import (
+    CountedBlocks,
+    QuantizedBlocks,
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_counted,
+)
 from trtllm.compiler.ir.dialect import is_dialect
 from trtllm.compiler.ir.weights import weight_of
 
@@ -17,7 +23,9 @@ SEARCHED_ROWS = 512
 """Rows of a weight on which exponents are compared."""
 
 
-def channel_scales(weights: Sequence[np.ndarray], moments: np.ndarray, bits: int, block_size: int) -> np.ndarray:
+def channel_scales(
+    weights: Sequence[np.ndarray], moments: np.ndarray, bits: int, block_size: int, *, counted: bool = False
+) -> np.ndarray:
     """float32 [K]: the scales under which rounding disturbs the outputs of weights [N, K] least.
 
     They are a power of the inputs' root mean square, which `moments` X'X [K, K] holds; the exponent is the one of the
@@ -33,7 +41,8 @@ def channel_scales(weights: Sequence[np.ndarray], moments: np.ndarray, bits: int
     for step in range(GRID):
         scales = strength ** (step / GRID)
         scales = (scales / np.sqrt(scales.max() * scales.min())).astype(np.float32)
-        rounded = dequantize_blocks(round_scaled(sampled, scales, moments, bits, block_size), bits) / scales
+        blocks = round_scaled(sampled, scales, moments, bits, block_size, counted=counted)
+        rounded = dequantize_blocks(blocks, bits) / scales
         error = output_error(rounded - sampled, moments)
         if error < least:
             best, least = scales, error
@@ -41,13 +50,22 @@ def channel_scales(weights: Sequence[np.ndarray], moments: np.ndarray, bits: int
 
 
 def round_scaled(
-    weight: np.ndarray, scales: np.ndarray, moments: np.ndarray, bits: int, block_size: int, *, threads: int = 0
-) -> QuantizedBlocks:
+    weight: np.ndarray,
+    scales: np.ndarray,
+    moments: np.ndarray,
+    bits: int,
+    block_size: int,
+    *,
+    counted: bool = False,
+    threads: int = 0,
+) -> QuantizedBlocks | CountedBlocks:
     """The weight [N, K] times its channels' scales, rounded; moments weigh errors in the search for block scales."""
     diagonal = np.diag(moments) / np.square(scales, dtype=np.float64)
     mean = float(diagonal.mean())
     importance = np.maximum(diagonal / mean, 1e-4).astype(np.float32) if mean > 0 else np.ones_like(scales)
     scaled = np.ascontiguousarray(weight * scales, np.float32)
+    if counted and bits == 4:
+        return quantize_counted(scaled, block_size, search=True, importance=importance, threads=threads)
     return quantize_blocks(scaled, bits, block_size, "float16", search=True, importance=importance, threads=threads)
 
 

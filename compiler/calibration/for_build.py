@@ -15,10 +15,12 @@ from trtllm.compiler.calibration.segments import segments
 from trtllm.compiler.calibration.sensitivity import bits_with_scales, spend
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import network_hash
+from trtllm.compiler.targets.table import target_of
 from trtllm.config import BuildConfig
+from trtllm.dtypes import DType
 from trtllm.environment import cache_root
 from trtllm.errors import UnsupportedModelError, UsageError
-from trtllm.passes.quantize import module_name
+from trtllm.passes.quantize import module_name, refuse_zero_point, takes_minima
 from trtllm.progress import Progress
 from trtllm.quantization import SCHEMES, CalibratedMethod, CalibratedWeightOnly, MixedPrecision
 
@@ -41,11 +43,13 @@ def calibrate_build(
     """Calibrates the linears that the build wants so. Raises UnsupportedModelError when the graph cannot be cut."""
     scheme = SCHEMES[build.quantization or ""]
     reader = RecipeReader(checkpoint.tensors, threads=threads)
+    counted = _counts(network, build)
     settings = CalibrationSettings(
-        bits=_bits(network, reader, build, tokens, progress, threads),
+        bits=_bits(network, reader, build, tokens, progress, threads, counted=counted),
         block_size=build.group_size or scheme.block_size,
         method=_method(build),
         flows_quantized=build.calib_inputs == "quantized",
+        counted=counted,
     )
     if not settings.bits:
         raise UnsupportedModelError(
@@ -58,8 +62,9 @@ def calibrate_build(
 
 
 def _bits(
-    network: Network, reader: RecipeReader, build: BuildConfig, tokens: np.ndarray, progress: Progress, threads: int
-) -> dict[str, int]:
+    network: Network, reader: RecipeReader, build: BuildConfig, tokens: np.ndarray, progress: Progress, threads: int,
+    *, counted: bool,
+) -> dict[str, int]:  # fmt: skip
     """Bits of each weight that is calibrated; a budget of bits is spent where layers are most sensitive."""
     fixed = _calibrated_bits(network, build)
     if build.quantization_bits is None:
@@ -69,19 +74,31 @@ def _bits(
     block_size = build.group_size or scheme.block_size
     names = [name for name in _linear_weights(network, build) if build.layer_plan.override(module_name(name)) is None]
     rows = max(1, MEASURED_TOKENS // tokens.shape[1])
-    layers = measure(network, reader, tokens[:rows], names, scheme.choices, block_size, progress, threads=threads)
-    chosen = spend(layers, build.quantization_bits, block_size)
-    spent = sum(layers[name].elements * bits_with_scales(bits, block_size) for name, bits in chosen.items())
+    layers = measure(
+        network, reader, tokens[:rows], names, scheme.choices, block_size, progress, counted=counted, threads=threads
+    )
+    chosen = spend(layers, build.quantization_bits, block_size, counted=counted)
+    sizes = {bits: bits_with_scales(bits, block_size, counted=counted) for bits in scheme.choices}
+    spent = sum(layers[name].elements * sizes[bits] for name, bits in chosen.items())
     average = spent / max(1, sum(layer.elements for layer in layers.values()))
     counts = ", ".join(f"{list(chosen.values()).count(bits)} of {bits} bits" for bits in scheme.choices)
     progress.note(f"{average:.2f} bits per weight of {len(chosen)} linear layers: {counts}")
     if average > build.quantization_bits:
-        least = bits_with_scales(min(scheme.choices), block_size)
+        least = sizes[min(scheme.choices)]
         raise UsageError(
             f"quantization_bits {build.quantization_bits} is less than the {least} bits that the smallest layers take",
-            f"give {least} or more: scales count",
+            f"give {least} or more: scales{' and minima' if counted else ''} count",
         )
     return fixed | chosen
+
+
+def _counts(network: Network, build: BuildConfig) -> bool:
+    """Whether blocks of 4 bits have minima in this build."""
+    capabilities = target_of(build).capabilities
+    refuse_zero_point(network, build, capabilities)
+    wanted = capabilities.compute_dtypes[0] if build.dtype == "auto" else DType.of(build.dtype)
+    compute = capabilities.dtype_fallbacks.get(wanted, wanted)
+    return takes_minima(build, SCHEMES[build.quantization or ""], network, compute, capabilities)
 
 
 def _method(build: BuildConfig) -> CalibratedMethod:

@@ -24,6 +24,7 @@ def measure(
     block_size: int,
     progress: Progress,
     *,
+    counted: bool = False,
     threads: int = 0,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of each weight of `names` (the checkpoint's tensor names) at each of `widths` bits.
@@ -48,9 +49,8 @@ def measure(
                 continue
             damage = {}
             for bits in widths:
-                (changed,) = session.run(
-                    feeds | {name: rounded(payloads[name], bits, block_size, threads=threads)}, [exit_name]
-                )
+                made = rounded(payloads[name], bits, block_size, counted=counted, threads=threads)
+                (changed,) = session.run(feeds | {name: made}, [exit_name])
                 damage[bits] = float(np.square(changed - full, dtype=np.float64).sum()) / max(energy, 1e-30)
             found[source] = Sensitivity(payloads[name].size, damage)
         states = full

@@ -18,6 +18,8 @@ from trtllm.errors import BadInputError, ResourceError
 
 VALUES, SCALES, RESCALED = ".quantized_values", ".quantized_scales", ".rescaled"
 """What is appended to a weight's name for its integers, their scales, and a norm that took up channel scales."""
+COUNTED, MINIMA = ".counted_values", ".quantized_minima"
+"""The same for integers of blocks with minima, and for these."""
 
 
 class CalibrationRecord:

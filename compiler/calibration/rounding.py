@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtllm.checkpoints.quantize import QuantizedBlocks, gptq
+from trtllm.checkpoints.quantize import CountedBlocks, QuantizedBlocks, gptq
 from trtllm.errors import BadInputError
 
-DAMPING = 0.01
+DAMPING = 0.05
 """Of the mean second moment, added to each: keeps the inverse tame where inputs are nearly dependent."""
 
 
@@ -44,10 +44,13 @@ def gptq_factor(moments: np.ndarray) -> GptqFactor:
 
 
 def round_by_gptq(
-    weight: np.ndarray, factor: GptqFactor, bits: int, block_size: int, *, threads: int = 0
-) -> QuantizedBlocks:
-    """The quantized weight [N, K] whose outputs on the inputs behind `factor` are near those of the weight."""
+    weight: np.ndarray, factor: GptqFactor, bits: int, block_size: int, *, counted: bool = False, threads: int = 0
+) -> QuantizedBlocks | CountedBlocks:
+    """The quantized weight [N, K] whose outputs on the inputs behind `factor` are near those of the weight.
+
+    With `counted` blocks of 4 bits have minima.
+    """
     return gptq(
         np.asarray(weight, np.float32), factor.factor, factor.importance, bits, block_size, order=factor.order,
-        threads=threads,
+        counted=counted and bits == 4, threads=threads,
     )  # fmt: skip

@@ -77,6 +77,14 @@ def build(
         Text,
         typer.Option(help="Of 4-bit blocks: absmax, or search (least squared error).", show_default="the scheme's"),
     ] = None,
+    has_zero_point: Annotated[
+        Flag,
+        typer.Option(
+            "--has-zero-point/--no-zero-point",
+            help="4-bit blocks have a minimum beside their scale: 5 bits a weight instead of 4.5.",
+            show_default="the scheme's",
+        ),
+    ] = None,
     exclude_modules: Annotated[
         Text, typer.Option(metavar="PATTERNS", help="Layers kept in full precision: lm_head,*.v_proj.")
     ] = None,
