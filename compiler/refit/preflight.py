@@ -53,7 +53,7 @@ class _Findings:
         self.keeps_tokenizer = keeps_tokenizer
         self.sources = source_specs(recipes)
         self.problems: list[str] = list(given.problems)
-        self.hints: list[str] = []
+        self.hints: list[str] = ["give with --base the model that the adapter was trained on"] if self.problems else []
         self.notes: list[str] = list(given.notes)
         self.changed = self._changed()
         self.missing: list[str] = []

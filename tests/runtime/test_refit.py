@@ -118,6 +118,54 @@ def test_what_does_not_fit_changes_nothing(
     llm.check()
 
 
+@pytest.mark.parametrize("scheme", ["W4A16_AWQ", "FP8"])
+def test_new_weights_are_calibrated_when_asked(
+    tiny_llama_directory: Path, tuned_directory: Path, tmp_path: Path, scheme: str
+) -> None:
+    from trtllm import compile
+    from trtllm.config import build_config
+
+    (tmp_path / "text.txt").write_text("One thing follows from another, and so on to the end. " * 9)
+    options = {
+        "quantization": scheme, "calib_dataset": str(tmp_path / "text.txt"), "calib_size": 2,
+        "calib_max_seq_length": 16, "max_batch_size": 2, "max_seq_len": 96,
+    }  # fmt: skip
+    engines = [
+        compile(model, output_dir=tmp_path / name, config=build_config(options))
+        for model, name in ((tiny_llama_directory, "base"), (tuned_directory, "fresh"))
+    ]
+    wanted = prompts(3, seed=5)
+    with LLM(engines[1].path, threads=1) as fresh:
+        expected = [tokens(fresh, prompt) for prompt in wanted]
+    (tmp_path / "text.txt").unlink()  # the engine has kept its tokens
+    with LLM(engines[0].path, threads=1) as llm:
+        before = [tokens(llm, prompt) for prompt in wanted]
+        if scheme == "W4A16_AWQ":
+            with pytest.raises(BadInputError, match="chosen by calibration"):
+                llm.refit(tuned_directory)
+        made = llm.refit(tuned_directory, recalibrate=True)
+        assert {entry.name: entry.sha256 for entry in made.manifest.weights} == {
+            entry.name: entry.sha256 for entry in engines[1].manifest.weights
+        }
+        assert [tokens(llm, prompt) for prompt in wanted] == expected != before
+
+
+def test_a_running_model_keeps_its_tokenizer_and_refuses_weights_of_another(
+    llm: LLM, tuned_directory: Path, tmp_path: Path
+) -> None:
+    prompt = prompts(1)[0]
+    before = tokens(llm, prompt)
+    other = Path(shutil.copytree(tuned_directory, tmp_path / "other"))
+    data = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = data["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.__getitem__)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(BadInputError, match="a running model keeps its own: 2 of"):
+        llm.refit(other)
+    assert tokens(llm, prompt) == before
+
+
 def test_an_engine_that_does_not_load_is_not_taken(
     llm: LLM, tuned_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,14 @@
 """trtllm-refit as it is called: spellings, reports, results as JSON, and errors in two lines."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from trtllm.compiler.engine import open_engine
 from trtllm.compiler.pipeline import compile as compile_engine
@@ -105,3 +108,91 @@ def test_in_place_then_back(engine: Path, tuned: Path, tiny_checkpoint: Path, ru
     code, _, err = run(engine, "--revert", "--base", tiny_checkpoint)
     assert code == 2
     assert "there is nothing to revert" in err
+
+
+def changed(model: Path, folder: Path, change: Callable[[dict], None] = lambda tensors: None, **config: object) -> Path:
+    """A copy of a checkpoint with other tensors and config."""
+    shutil.copytree(model, folder)
+    tensors = {name: np.array(value) for name, value in load_file(folder / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def other_architecture(tuned: Path, folder: Path) -> Path:
+    return changed(tuned, folder, architectures=["Qwen2ForCausalLM"])
+
+
+def other_vocabulary(tuned: Path, folder: Path) -> Path:
+    def narrow(tensors: dict) -> None:
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            tensors[name] = tensors[name][:200]
+
+    return changed(tuned, folder, narrow, vocab_size=200)
+
+
+def one_tensor_less(tuned: Path, folder: Path) -> Path:
+    return changed(tuned, folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+
+
+def cut_short(tuned: Path, folder: Path) -> Path:
+    shutil.copytree(tuned, folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def not_finite(tuned: Path, folder: Path) -> Path:
+    def spoil(tensors: dict) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan
+
+    return changed(tuned, folder, spoil)
+
+
+def adapter_of_another_base(tuned: Path, folder: Path) -> Path:
+    folder.mkdir()
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    matrices = {f"{name}.lora_A.weight": (4, 128), f"{name}.lora_B.weight": (128, 4)}
+    save_file(
+        {key: np.ones(shape, np.float32) for key, shape in matrices.items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "hint"),
+    [
+        (other_architecture, "it is a Qwen2ForCausalLM, the engine a LlamaForCausalLM", "trtllm-build"),
+        (other_vocabulary, "its vocabulary has 200 tokens, the engine's 300", "trtllm-build"),
+        (one_tensor_less, "1 tensors are missing: model.layers.1.mlp.up_proj.weight", "--partial"),
+        (cut_short, "model.safetensors", "fetch"),
+        (not_finite, "cannot quantize", "fetch"),
+        (adapter_of_another_base, "q_proj is 64x64 in the base, the adapter is of one of 128x128", "base"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_two_lines_and_leaves_nothing(
+    tiny_checkpoint: Path, tuned: Path, tmp_path: Path, run: Callable,
+    make: Callable[[Path, Path], Path], words: str, hint: str,
+) -> None:  # fmt: skip
+    engine = compile_engine(
+        tiny_checkpoint, output_dir=tmp_path / "engine", quantization="W8A16", max_seq_len=32, max_batch_size=2
+    ).path
+    model = make(tuned, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in engine.iterdir()}
+    code, out, err = (
+        run(engine, model, "--base", tiny_checkpoint, "--quiet")
+        if "adapter" in make.__name__
+        else run(engine, model, "--quiet")
+    )
+    print(err)
+    assert (code, out) == (4, "")
+    first, second = err.splitlines()
+    assert first.startswith("trtllm-refit: ")
+    assert second.startswith("  ")
+    assert words in first
+    assert hint in second
+    assert {path.name: path.read_bytes() for path in engine.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"engine", "model", "tuned"}
