@@ -6,20 +6,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trtllm.checkpoints.checkpoint import Checkpoint, LazyTensor, TensorSpec
+from trtllm.checkpoints.checkpoint import Checkpoint, FunctionTensor, LazyTensor, TensorSpec
+from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.checkpoints.pruned import is_pruned_tensor, pruned_hashes
+from trtllm.checkpoints.recipes import Recipe, Source, Stored
 from trtllm.compiler.engine import CONFIG, ENGINE, MANIFEST, RECIPES, WEIGHTS, Engine, open_engine
 from trtllm.compiler.inspection.payloads import engine_tensors, floats, matrices, payload_hash, row_chunks
+from trtllm.compiler.inspection.quantization_error import full_precision
 from trtllm.compiler.refit.recipes import stored_recipes
 from trtllm.compiler.refit.refit import HISTORY
 from trtllm.dtypes import DType
-from trtllm.errors import UsageError
 from trtllm.progress import Progress
 
 _ABOUT_THE_BUILD = ("source", "notes")
@@ -56,7 +58,7 @@ class Difference:
     """Everything in which B differs from A."""
 
     kind: str
-    """"engine" or "checkpoint"."""
+    """"engine", "checkpoint", or "engine and checkpoint"."""
     a: str
     b: str
     config: tuple[ValueDifference, ...]
@@ -103,14 +105,13 @@ def is_engine(path: str | Path) -> bool:
 def difference(a: str, b: str, progress: Progress) -> Difference:
     """Compares what two paths (or hub ids) name. Memory holds a few rows of two tensors.
 
-    Raises UsageError for an engine and a checkpoint, and whatever opening them raises.
+    An engine and a checkpoint are compared in the engine's weights: those that it holds, and those that its recipes
+    make of the checkpoint. Raises whatever opening them raises.
     """
     if is_engine(a) != is_engine(b):
-        engine, other = (a, b) if is_engine(a) else (b, a)
-        raise UsageError(
-            f"{engine} is an engine and {other} is none", "compare two of a kind; trtllm-compare takes ENGINE and MODEL"
-        )
-    left, right = _side(a, progress), _side(b, progress)
+        left, right = _mixed_sides(a, b, progress)
+    else:
+        left, right = _side(a, progress), _side(b, progress)
     names = [*left.specs, *(name for name in right.specs if name not in left.specs)]
     progress.stage("comparing tensors", len(names))
     found = []
@@ -118,8 +119,9 @@ def difference(a: str, b: str, progress: Progress) -> Difference:
         found.append(_tensor_difference(name, left, right))
         progress.advance(1)
     different = tuple(item for item in found if item is not None)
+    kind = left.kind if left.kind == right.kind else "engine and checkpoint"
     return Difference(
-        left.kind, left.source, right.source, _values(left.config, right.config), _values(left.files, right.files),
+        kind, left.source, right.source, _values(left.config, right.config), _values(left.files, right.files),
         different, len(names) - len(different),
     )  # fmt: skip
 
@@ -130,6 +132,57 @@ def _side(path: str, progress: Progress) -> _Side:
     from trtllm.frontends.detect import open_model
 
     return _checkpoint_side(open_model(path, notify=progress.note))
+
+
+def _mixed_sides(a: str, b: str, progress: Progress) -> tuple[_Side, _Side]:
+    from trtllm.frontends.detect import open_model
+
+    engine = open_engine(a if is_engine(a) else b, verify=False)
+    checkpoint = open_model(b if is_engine(a) else a, notify=progress.note)
+    held, made = _engine_side(engine), _recipe_side(engine, checkpoint)
+    config = flattened(engine.config.get("pretrained_config", {}))
+    files = {name: digest for name, digest in held.files.items() if name in made.files}
+    missing = {name: digest for name, digest in made.files.items() if name not in held.files}
+    held = replace(held, config=config, files={**files, **dict.fromkeys(missing, "")})
+    return (held, made) if is_engine(a) else (made, held)
+
+
+def _recipe_side(engine: Engine, checkpoint: Checkpoint) -> _Side:
+    """The engine's weights as its recipes make them of a checkpoint; those that it cannot make are absent."""
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_pruned_tensor(tensor)}
+    reader = RecipeReader(tensors)
+    made: dict[str, LazyTensor] = {}
+    dense: dict[str, LazyTensor] = {}
+    specs: dict[str, TensorSpec] = {}
+    entries = {entry.name: entry for entry in engine.manifest.weights}
+    for name, recipe in stored_recipes(engine).items():
+        if not _fits(recipe, tensors):
+            continue
+        specs[name] = TensorSpec(name, entries[name].shape, DType.of(entries[name].dtype))
+        full = full_precision(recipe, tensors)
+        if full is not None and _fits(full, tensors):
+            dense[name] = _of_recipe(reader, full, TensorSpec(name, full.shape, full.dtype))
+        if not _is_calibrated(recipe):
+            made[name] = _of_recipe(reader, recipe, specs[name])
+    return replace(_checkpoint_side(checkpoint), specs=specs, hashes={}, tensors=made, dense=dense)
+
+
+def _fits(recipe: Recipe, tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether the checkpoint has all that a recipe reads of it, in the shapes that it wants."""
+    if isinstance(recipe, Stored):
+        return True
+    if isinstance(recipe, Source):
+        return recipe.name in tensors and tensors[recipe.name].spec.shape == recipe.source_shape
+    return all(_fits(operand, tensors) for operand in recipe.operands)
+
+
+def _is_calibrated(recipe: Recipe) -> bool:
+    """Whether calibration made a part of it, which the checkpoint does not hold."""
+    return isinstance(recipe, Stored) or any(map(_is_calibrated, recipe.operands))
+
+
+def _of_recipe(reader: RecipeReader, recipe: Recipe, spec: TensorSpec) -> LazyTensor:
+    return FunctionTensor(spec, lambda start, stop: reader.rows(recipe, start, stop))
 
 
 def _engine_side(engine: Engine) -> _Side:

@@ -25,18 +25,18 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command(epilog=EPILOG, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
 def diff(
     a: Annotated[str | None, typer.Argument(metavar="A", show_default=False, help="A checkpoint or an engine.")] = None,
-    b: Annotated[str | None, typer.Argument(metavar="B", show_default=False, help="Another of the same kind.")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", show_default=False, help="Another one.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="List every difference, not only the first forty.")] = False,
     log_level: Annotated[str, typer.Option(help="debug (with tracebacks), info, warning, error.")] = "info",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only; the exit code says the rest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON on stdout.")] = False,
 ) -> Action:
-    """Say in what two checkpoints, or two engines, differ: configuration, files, and tensor by tensor.
+    """Say in what two checkpoints or engines differ: configuration, files, and tensor by tensor.
 
     trtllm-diff ./engine ./engine.refit
     """
     if not a or not b:
-        raise UsageError("two checkpoints or two engines are needed", f"{NAME} A B; --help lists the options")
+        raise UsageError("two checkpoints or engines are needed", f"{NAME} A B; --help lists the options")
     left, right = a, b
 
     def perform(console: Console) -> int:
