@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kCandidates = 12;
 constexpr int kAffineCandidates = 16;
+constexpr int kRefinements = 3;  // of each, by least squares
 constexpr std::size_t kLanes = 8;
 constexpr float kRounder = 12582912.0f;  // see rounded_integer()
 
@@ -170,13 +171,19 @@ struct BlockSums {
     float elements = 0.0f;
 };
 
-// Scale and minimum of least weighted squared error for the integers behind `found`, in float16.
-Affine least_squares(const AffineFit &found, const BlockSums &sums) {
+// What least squares makes of integers, and by how much it lowers the weighted sum of squares.
+struct Solution {
+    Affine form;
+    float gain = 0.0f;
+};
+
+// Scale and minimum of least weighted squared error for the integers behind `found`.
+Solution least_squares(const AffineFit &found, const BlockSums &sums) {
     const float determinant = sums.weights * found.squares - found.integers * found.integers;
     if (!(determinant > 0.0f)) return {};
     const float scale = (sums.weights * found.products - found.integers * sums.elements) / determinant;
     const float minimum = (found.squares * sums.elements - found.integers * found.products) / determinant;
-    return {rounded_scale(scale, Float::float16), rounded_scale(minimum, Float::float16)};
+    return {{scale, minimum}, scale * found.products + minimum * sums.elements};
 }
 
 }  // namespace
@@ -196,23 +203,26 @@ Affine search_affine4(const float *x, const float *importance, std::size_t lengt
     static const std::vector<float> ones(kLongestBlock, 1.0f);
     const float *weights = importance != nullptr ? importance : ones.data();
     Affine best = fallback;
-    float best_error = affine_error(x, weights, length, fallback);
+    const float best_error = affine_error(x, weights, length, fallback);
     if (best_error == 0.0f) return best;
     BlockSums sums;
     for (std::size_t i = 0; i < length; ++i) sums.weights += weights[i], sums.elements += weights[i] * x[i];
+    Solution found;
     for (int step = 0; step < kAffineCandidates; ++step) {
         // the range becomes 14 to 17 steps: the largest element is cut off, or leaves integers unused
         const float steps = 14.0f + 0.2f * static_cast<float>(step);
         Affine form{fallback.scale * 15.0f / steps, fallback.minimum};
-        for (int round = 0; round < 2; ++round) {
-            AffineFit found;
-            fit_affine(x, weights, length, 1.0f / form.scale, form.minimum, &found);
-            form = least_squares(found, sums);
-            if (!(form.scale > 0.0f) || !std::isfinite(form.scale) || !std::isfinite(form.minimum)) break;
-            const float error = affine_error(x, weights, length, form);
-            if (error < best_error) best = form, best_error = error;
+        for (int round = 0; round < kRefinements && form.scale > 0.0f; ++round) {
+            AffineFit fitted;
+            fit_affine(x, weights, length, 1.0f / form.scale, form.minimum, &fitted);
+            const Solution solution = least_squares(fitted, sums);
+            if (solution.gain > found.gain && solution.form.scale > 0.0f) found = solution;
+            form = solution.form;
         }
     }
+    const Affine form{rounded_scale(found.form.scale, Float::float16), rounded_scale(found.form.minimum, Float::float16)};
+    if (!(form.scale > 0.0f) || !std::isfinite(form.scale) || !std::isfinite(form.minimum)) return best;
+    if (affine_error(x, weights, length, form) < best_error) best = form;
     return best;
 }
 
