@@ -1,8 +1,9 @@
 """GPTQ, formats 1 and 2: 2, 3, 4 or 8 bits packed along the inputs, zero points along the outputs.
 
 qweight int32 [K*b/32, N], qzeros int32 [K/g, N*b/32], scales [K/g, N], g_idx int32 [K] (optional). An element is
-(integer - zero point) * scale of its group; format 1 stores zero points less one. With desc_act, g_idx gives each
-input's group in an order that is not that of the inputs.
+(integer - zero point) * scale of its group; format 1 stores zero points less one, subtracted from whole words: a zero
+point of 0 borrows from its neighbour. With desc_act, g_idx gives each input's group in an order that is not that of the
+inputs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _weight(layer: Parts, config: QuantizationConfig, bits: int, *, is_first_for
     scales = layer.shaped("scales", groups, outputs, dtypes=SCALES)
     packed_zeros = layer.shaped("qzeros", groups, outputs * bits // 32, dtypes=(DType.INT32,))
     order = _group_order(layer, inputs, group)
-    zeros = unpacked(words_of(packed_zeros), bits).astype(np.int16) + is_first_format  # [groups, N]
+    zeros = _zero_points(words_of(packed_zeros), bits, is_first_format=is_first_format)
     middle = 1 << (bits - 1)
     is_symmetric = bool((zeros == middle).all())
     held: Literal[4, 8] = 8 if bits == 8 else 4
@@ -85,6 +86,14 @@ def _weight(layer: Parts, config: QuantizationConfig, bits: int, *, is_first_for
         return elements
 
     return dense_tensor(name, shape, f"{method} in activation order", dense, coarse=held == 4)
+
+
+def _zero_points(words: np.ndarray, bits: int, *, is_first_format: bool) -> np.ndarray:
+    """int16 [groups, N]. Three bits, which cross words, are raised one by one."""
+    if is_first_format and bits != 3:
+        words = words + np.uint32(0xFFFFFFFF // ((1 << bits) - 1))
+    zeros = unpacked(words, bits).astype(np.int16)
+    return (zeros + 1) & 7 if is_first_format and bits == 3 else zeros
 
 
 def _group_order(layer: Parts, inputs: int, group: int) -> np.ndarray | None:

@@ -89,13 +89,20 @@ def test_groups_in_order_need_no_index(layer):
     np.testing.assert_array_equal(layer("gptq", config(4), arrays).read(), expected)
 
 
-def test_a_zero_point_past_the_last_integer_is_read(layer):
-    arrays, _ = made(4)
-    arrays["qzeros"] = np.full_like(arrays["qzeros"], -1)  # 15 in every nibble, 16 as a zero point
-    weight = layer("gptq", config(4), arrays)
-    assert (weight.blocks.offsets(0, OUTPUTS) == 16).all()
-    steps = weight.read() / arrays["scales"].astype(np.float32).T.repeat(GROUP, axis=1)
-    assert steps.max() == -1 and steps.min() == -16
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_of_0_in_the_first_format_borrow_from_their_neighbours(layer, bits):
+    """As the library subtracts and adds: ones at every number's place, from and to whole words."""
+    arrays, _ = made(bits, second_format=True, seed=4)
+    zeros = np.random.default_rng(4).integers(0, 1 << bits, (INPUTS // GROUP, OUTPUTS))
+    zeros[:, ::3] = 0
+    arrays["qzeros"] = np.stack([packed_bits(row, bits) for row in zeros])
+    expected = layer("gptq", config(bits, checkpoint_format="gptq_v2"), arrays).read()
+    ones = packed_bits(np.ones(32 // bits, int), bits)
+    first = arrays | {"qzeros": (arrays["qzeros"].view(np.uint32) - ones.view(np.uint32)).view(np.int32)}
+    weight = layer("gptq", config(bits), first)
+    np.testing.assert_array_equal(weight.read(), expected)
+    shift = 128 if bits == 8 else 0
+    np.testing.assert_array_equal(weight.blocks.offsets(0, OUTPUTS) + shift, zeros.T)
 
 
 @pytest.mark.parametrize("bits", [1, 5, 16])
