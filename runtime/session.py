@@ -62,6 +62,8 @@ class SessionInfo:
     gathers_all_logits: bool
     """False: logits exist of a row's last token only."""
     cache: CacheShape
+    num_candidates: int = 0
+    """Best logits of a row that come when the row itself need not; 0: rows always come. See `CandidateSession`."""
 
 
 class Session(Protocol):
@@ -109,6 +111,23 @@ class Session(Protocol):
         Calling the result, between two steps, makes the session compute with it; its cache memory stays, and what is in
         it is of the old weights. Raises TargetError when the engine cannot be loaded.
         """
+        ...
+
+
+class CandidateSession(Session, Protocol):
+    """A session that may leave rows of logits where they were computed, and hand out the best of each.
+
+    `step` takes one more argument, whole: bool or uint8 [N], which rows are to come; without it, or where it is empty,
+    all are. Other rows of what it returns may hold anything until they are completed.
+    """
+
+    def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the last step: the largest logits float32 [N, num_candidates], falling, their tokens int32, and
+        log(sum(exp(row))) float32 [N], of rows that were not to come. Valid until the next step."""
+        ...
+
+    def complete(self, index: int) -> None:
+        """Brings row `index` of the last step's logits into what `step` returned."""
         ...
 
 
@@ -261,7 +280,13 @@ def _gathered_info(
         max_num_tokens=max(config["build_config"]["max_num_tokens"], rows),
         gathers_all_logits=limits.gathers_context_logits,
         cache=CacheShape(size, blocks, num_host_blocks, cache_groups(config)),
+        num_candidates=_num_candidates(config),
     )
+
+
+def _num_candidates(config: Mapping[str, Any]) -> int:
+    shapes = (item["shape"] for item in config["io"]["outputs"] if item["name"] == "candidate_values")
+    return next((int(shape[-1]) for shape in shapes), 0)
 
 
 def cache_groups(config: Mapping[str, Any]) -> tuple[CacheGroup, ...]:

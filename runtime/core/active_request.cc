@@ -96,7 +96,32 @@ void ActiveRequest::run_processor(std::int32_t sequence, std::span<const TokenId
     request_.logits_processor(id_, sequence, processor_tokens_, logits, vocab_size_);
 }
 
-Choice ActiveRequest::choose(ActiveSequence &sequence, std::int32_t index, float *logits, DecodeScratch &scratch) {
+bool ActiveRequest::wants_whole_rows(std::int32_t sequence, std::int32_t num_drafts,
+                                     std::int32_t num_candidates) const {
+    if (is_beam_search() || wants_prompt_rows() || request_.return_generation_logits) return true;
+    if (request_.logits_processor || request_.apply_batched_logits_processor || request_.constraint) return true;
+    const auto &params = *request_.decoding;
+    const auto &sampling = params.sampling;
+    if (params.num_logprobs >= num_candidates) return true;
+    const bool cuts_to_k = sampling.top_k > 0 && sampling.top_k <= num_candidates;
+    if (!sampling.is_greedy() && !cuts_to_k && sampling.top_p >= 1.0f && sampling.min_p == 0.0f) return true;
+    if (has_started() && num_drafts == 0)
+        return sequences_[static_cast<std::size_t>(sequence)].decoder->adjuster().changes_logits();
+    const bool has_ends = !params.end_ids.empty() || !params.stop_words.empty();
+    return (!has_started() && num_sequences() > 1) || !params.logit_bias.empty() || !params.embedding_bias.empty() ||
+           !params.bad_words.empty() || sampling.repetition_penalty != 1.0f || sampling.presence_penalty != 0.0f ||
+           sampling.frequency_penalty != 0.0f || sampling.no_repeat_ngram_size > 0 ||
+           (has_ends && sampling.min_tokens > 0);
+}
+
+Choice ActiveRequest::choose(ActiveSequence &sequence, std::int32_t index, const LogitsRows &rows, std::int64_t row,
+                             DecodeScratch &scratch) {
+    if (!request_.logits_processor && !sequence.constraint && !request_.return_generation_logits) {
+        if (const auto known = rows.candidates(row))
+            if (auto choice = sequence.decoder->next(*known, scratch)) return *std::move(choice);
+    }
+    float *logits = rows.whole(row);
+    keep_logits(sequence.pending, logits);
     run_processor(index, sequence.decoder->adjuster().generated(), logits);
     const std::uint32_t *allowed = nullptr;
     if (sequence.constraint) {
@@ -117,14 +142,13 @@ void ActiveRequest::keep_logits(Response &response, const float *logits) {
     ++matrix.rows;
 }
 
-ActiveRequest::Progress ActiveRequest::advance(std::int32_t index, float *logits, std::int32_t num_rows,
+ActiveRequest::Progress ActiveRequest::advance(std::int32_t index, const LogitsRows &logits, std::int32_t num_rows,
                                                DecodeScratch &scratch) {
     auto &sequence = sequences_[static_cast<std::size_t>(index)];
     Progress progress;
     const auto num_drafts = static_cast<std::size_t>(num_rows - 1);
-    for (std::size_t row = 0; row <= num_drafts; ++row, logits += vocab_size_) {
-        keep_logits(sequence.pending, logits);
-        const Choice choice = choose(sequence, index, logits, scratch);
+    for (std::size_t row = 0; row <= num_drafts; ++row) {
+        const Choice choice = choose(sequence, index, logits, static_cast<std::int64_t>(row), scratch);
         emit(sequence, choice);
         progress.tokens.push_back(choice.token);
         if (sequence.is_finished || row == num_drafts || choice.token != sequence.drafts[row]) break;

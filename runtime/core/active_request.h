@@ -8,6 +8,7 @@
 
 #include "beam_search.h"
 #include "decoder.h"
+#include "logits_rows.h"
 #include "trtllm/executor.h"
 
 namespace trtllm::executor {
@@ -53,8 +54,10 @@ public:
         std::int32_t num_accepted = 0;  // drafts that came true
         bool is_finished = false;
     };
-    // Chooses from logits [num_rows, V], which are changed in place, until a draft is refused or the sequence ends.
-    Progress advance(std::int32_t sequence, float *logits, std::int32_t num_rows, DecodeScratch &scratch);
+    // Chooses from `num_rows` rows, which are changed in place, until a draft is refused or the sequence ends.
+    Progress advance(std::int32_t sequence, const LogitsRows &logits, std::int32_t num_rows, DecodeScratch &scratch);
+    // False when the best `num_candidates` logits of a sequence's next rows are likely to be enough.
+    bool wants_whole_rows(std::int32_t sequence, std::int32_t num_drafts, std::int32_t num_candidates) const;
 
     struct BeamProgress {
         std::vector<std::int32_t> parents;
@@ -76,7 +79,8 @@ public:
     std::int64_t num_decode_steps = 0;
 
 private:
-    Choice choose(ActiveSequence &sequence, std::int32_t index, float *logits, DecodeScratch &scratch);
+    Choice choose(ActiveSequence &sequence, std::int32_t index, const LogitsRows &logits, std::int64_t row,
+                  DecodeScratch &scratch);
     void emit(ActiveSequence &sequence, const Choice &choice);
     void run_processor(std::int32_t sequence, std::span<const TokenId> generated, float *logits);
     void collect_beams(std::vector<Response> &responses);

@@ -14,12 +14,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "trtllm/sampling.h"
 
 namespace trtllm::executor {
+
+struct CandidateRow;
 
 // Raises RequestError that names the field, its value and its range.
 void check_sampling(const DecodingParams &params, std::int32_t vocab_size, std::int32_t max_beam_width);
@@ -34,6 +37,8 @@ struct DecodeScratch {
     std::vector<float> weights;
     std::vector<float> selection;       // what the search for a k-th largest may shuffle
     std::vector<std::uint64_t> keys;    // candidates in the form that is sorted
+    std::vector<std::uint64_t> known;   // the best of a row that is not there, in that form
+    std::vector<float> sparse;          // a row of -inf, but for a while
     int most_lanes = 16;                // widest vectors to use; tokens do not depend on it
 };
 
@@ -82,6 +87,8 @@ public:
     // The next token from logits [V], which are changed in place. Throws NonFiniteLogits when they hold NaN, +inf, or
     // nothing but -inf before anything is adjusted, ImpossibleConstraint when adjusting leaves no token.
     Choice next(float *logits, DecodeScratch &scratch, const std::uint32_t *allowed = nullptr);
+    // The same from the best of the row alone; nothing when it takes the whole row to tell, or to say what is wrong.
+    std::optional<Choice> next(const CandidateRow &candidates, DecodeScratch &scratch);
     // Must follow each next() with its token (or another, when the caller overrides it).
     void accept(TokenId token);
     const LogitsAdjuster &adjuster() const { return adjuster_; }

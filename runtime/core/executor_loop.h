@@ -70,6 +70,7 @@ private:
         ActiveRequest *request;
         std::int32_t sequence;
         float *logits;
+        LogitsRows rows;  // the same; which need not be whole where nobody but a sample takes them
         std::int32_t num_rows;
     };
 
@@ -85,10 +86,10 @@ private:
     void step();
     void propose_drafts();
     void note_plan(const StepPlan &plan);
-    bool run_session(const StepPlan &plan, float *&logits);
-    void decode(const StepPlan &plan, float *logits);
-    void take_row(const PlannedRow &row, float *logits, std::vector<Turn> &turns);
-    void start_request(const PlannedRow &row, ActiveRequest &request, float *logits, std::vector<Turn> &turns);
+    bool run_session(const StepPlan &plan);
+    void decode(const StepPlan &plan);
+    void take_row(const PlannedRow &row, std::int64_t first, std::vector<Turn> &turns);
+    void start_request(const PlannedRow &row, ActiveRequest &request, std::int64_t first, std::vector<Turn> &turns);
     void run_batched_processor(const std::vector<Turn> &turns);
     void take_turns(std::vector<Turn> &turns);
     void advance_sample(const Turn &turn);
@@ -130,6 +131,7 @@ private:
     KvCacheManager cache_;
     Scheduler scheduler_;
     StepBuilder builder_;
+    StepLogits logits_;  // of the last step
     std::unordered_map<RequestId, std::unique_ptr<ActiveRequest>> requests_;
     std::multimap<double, RequestId> deadlines_;
     std::deque<Exchange> exchanges_;

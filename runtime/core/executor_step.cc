@@ -30,13 +30,12 @@ void Executor::Loop::step() {
     note_plan(plan);
     const double planned = now_ms();
     if (plan.rows.empty()) throw std::logic_error("the scheduler left every request waiting");
-    float *logits = nullptr;
-    if (!run_session(plan, logits)) {
+    if (!run_session(plan)) {
         deliver();
         return;
     }
     const double computed = step_ms_ = now_ms();
-    decode(plan, logits);
+    decode(plan);
     const double end = now_ms();
     ++iteration_;
     if (trace_.enabled()) {
@@ -116,7 +115,7 @@ void Executor::Loop::note_plan(const StepPlan &plan) {
 }
 
 // False when the engine failed: then the requests of the step have failed, and nothing computed before is trusted.
-bool Executor::Loop::run_session(const StepPlan &plan, float *&logits) {
+bool Executor::Loop::run_session(const StepPlan &plan) {
     const auto lookup = [this](const PlannedRow &row) {
         StepBuilder::RowContent content;
         auto &request = *requests_.at(row.request);
@@ -124,11 +123,13 @@ bool Executor::Loop::run_session(const StepPlan &plan, float *&logits) {
         if (row.num_draft_tokens > 0)
             content.drafts = request.sequences()[static_cast<std::size_t>(row.sequence)].drafts;
         content.wants_all_logits = row.is_context && !request.has_started() && request.wants_prompt_rows();
+        if (info_.num_candidates > 0)
+            content.wants_whole_rows = request.wants_whole_rows(row.sequence, row.num_draft_tokens, info_.num_candidates);
         return content;
     };
     const auto &batch = builder_.build(plan, cache_, cache_.take_copies(), lookup);
     try {
-        logits = session_->step(batch);
+        logits_ = StepLogits(*session_, batch, session_->step(batch));
         return true;
     } catch (const std::exception &error) {
         for (const auto &row : plan.rows)
@@ -138,12 +139,11 @@ bool Executor::Loop::run_session(const StepPlan &plan, float *&logits) {
     }
 }
 
-void Executor::Loop::decode(const StepPlan &plan, float *logits) {
+void Executor::Loop::decode(const StepPlan &plan) {
     turns_.clear();
     for (std::size_t index = 0; index < plan.rows.size(); ++index) {
         const auto first = builder_.first_logits()[index];
-        float *row_logits = first < 0 ? nullptr : logits + first * info_.vocab_size;
-        guarded(plan.rows[index].request, [&] { take_row(plan.rows[index], row_logits, turns_); });
+        guarded(plan.rows[index].request, [&] { take_row(plan.rows[index], first, turns_); });
     }
     if (config_.batched_logits_processor) run_batched_processor(turns_);
     take_turns(turns_);
@@ -151,12 +151,13 @@ void Executor::Loop::decode(const StepPlan &plan, float *logits) {
 }
 
 // Notes what a row computed. A row that reached the end gives one turn, or one for each sequence that starts.
-void Executor::Loop::take_row(const PlannedRow &row, float *logits, std::vector<Turn> &turns) {
+// `first` is its first row of logits, -1 for none.
+void Executor::Loop::take_row(const PlannedRow &row, std::int64_t first, std::vector<Turn> &turns) {
     auto *request = find(row.request);
     if (request == nullptr) return;
     if (row.is_context && !request->has_started()) {
         if (request->wants_prompt_rows())
-            request->take_prompt_rows(logits, row.past_length, row.num_tokens, scratch_);
+            request->take_prompt_rows(logits_.memory(first), row.past_length, row.num_tokens, scratch_);
         request->metrics.num_computed_prompt_tokens += row.num_tokens;
     }
     if (!row.reaches_end) {
@@ -164,15 +165,15 @@ void Executor::Loop::take_row(const PlannedRow &row, float *logits, std::vector<
         return;
     }
     const bool all_rows = row.is_context && !request->has_started() && request->wants_prompt_rows();
-    if (all_rows) logits += static_cast<std::ptrdiff_t>(row.num_tokens - 1) * info_.vocab_size;
-    if (!request->has_started()) return start_request(row, *request, logits, turns);
+    if (all_rows) first += row.num_tokens - 1;
+    if (!request->has_started()) return start_request(row, *request, first, turns);
     if (!request->is_beam_search())
         request->sequences()[static_cast<std::size_t>(row.sequence)].drafts.resize(
             static_cast<std::size_t>(row.num_draft_tokens));
-    turns.push_back({&row, request, row.sequence, logits, 1 + row.num_draft_tokens});
+    turns.push_back({&row, request, row.sequence, logits_.memory(first), {logits_, first}, 1 + row.num_draft_tokens});
 }
 
-void Executor::Loop::start_request(const PlannedRow &row, ActiveRequest &request, float *logits,
+void Executor::Loop::start_request(const PlannedRow &row, ActiveRequest &request, std::int64_t first,
                                    std::vector<Turn> &turns) {
     scheduler_.complete_row(row, row.num_tokens, static_cast<std::int64_t>(step_ms_));
     request.start();
@@ -188,9 +189,13 @@ void Executor::Loop::start_request(const PlannedRow &row, ActiveRequest &request
     trace_.begin_stage(row.request, "generation", request.metrics.first_token * 1000);
     const auto count = request.is_beam_search() ? 1 : request.num_sequences();
     for (std::int32_t index = 0; index < count; ++index) {
-        float *own = logits;
-        if (index > 0) own = spare_rows_.emplace_back(logits, logits + info_.vocab_size).data();
-        turns.push_back({&row, &request, index, own, 1});
+        float *own = logits_.memory(first);
+        if (index == 0) {
+            turns.push_back({&row, &request, index, own, {logits_, first}, 1});
+            continue;
+        }
+        own = spare_rows_.emplace_back(own, own + info_.vocab_size).data();
+        turns.push_back({&row, &request, index, own, {own, info_.vocab_size}, 1});
     }
 }
 
@@ -249,7 +254,7 @@ void Executor::Loop::take_turns(std::vector<Turn> &turns) {
 
 void Executor::Loop::advance_sample(const Turn &turn) {
     const bool is_first = turn.request->num_sequences() == 1 && turn.request->num_decode_steps == 0;
-    auto progress = turn.request->advance(turn.sequence, turn.logits, turn.num_rows, scratch_);
+    auto progress = turn.request->advance(turn.sequence, turn.rows, turn.num_rows, scratch_);
     num_decoded_ += static_cast<std::int64_t>(progress.tokens.size());
     ++num_decoding_rows_;
     if (turn.row->num_draft_tokens > 0) {
@@ -273,7 +278,7 @@ void Executor::Loop::advance_new(std::span<Turn> turns) {
     std::vector<TokenId> first_tokens;
     std::vector<std::int32_t> finished;
     for (const auto &turn : turns) {
-        const auto progress = turn.request->advance(turn.sequence, turn.logits, turn.num_rows, scratch_);
+        const auto progress = turn.request->advance(turn.sequence, turn.rows, turn.num_rows, scratch_);
         first_tokens.push_back(progress.tokens.back());
         if (progress.is_finished) finished.push_back(turn.sequence);
     }

@@ -26,11 +26,7 @@ float threshold_of(const ScannedRow &scanned, const SamplingFilter &filter) {
     } else if (filter.top_p < 1.0f) {
         threshold = nucleus_threshold_of_row(row, filter.top_p, scanned.total, filter.scale());
     }
-    if (filter.min_p > 0.0f) {
-        const double least = row.largest + filter.temperature * std::log(static_cast<double>(filter.min_p));
-        threshold = std::max(threshold, static_cast<float>(least));
-    }
-    return threshold;
+    return std::max(threshold, min_p_threshold(row.largest, filter));
 }
 
 }  // namespace
@@ -40,6 +36,11 @@ float SamplingFilter::scale() const { return static_cast<float>(std::min(kLog2e 
 bool SamplingFilter::needs_total(std::int32_t vocab_size) const {
     if (cuts_to_k(*this, vocab_size)) return false;
     return top_p < 1.0f || min_p == 0.0f;
+}
+
+float min_p_threshold(float largest, const SamplingFilter &filter) {
+    if (filter.min_p <= 0.0f) return -FLT_MAX;
+    return static_cast<float>(largest + filter.temperature * std::log(static_cast<double>(filter.min_p)));
 }
 
 TokenId draw_token(const ScannedRow &scanned, const SamplingFilter &filter, double uniform) {

@@ -22,6 +22,9 @@ struct ScannedRow {
     double total = 0.0;  // of the weights under the filter's scale, the blocks' sums being related; 0: sums unknown
 };
 
+// The least logit that min_p keeps; -FLT_MAX without one.
+float min_p_threshold(float largest, const SamplingFilter &filter);
+
 // The token at `uniform` in [0, 1) of what the filter keeps; needs_total() calls for a total.
 TokenId draw_token(const ScannedRow &scanned, const SamplingFilter &filter, double uniform);
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "candidates.h"
 #include "decoder.h"
 #include "logprobs.h"
 #include "sampler.h"
@@ -70,6 +71,22 @@ Choice SequenceDecoder::next(float *logits, DecodeScratch &scratch, const std::u
     choice.token = greedy ? first_largest(row) : draw_token({row, needs_total ? total : 0.0}, filter, uniform);
     if (wants_logprobs)
         choice.logprob = logprob_of(row, adjusts ? scratch.row.data() : logits, softmax, choice.token);
+    return choice;
+}
+
+std::optional<Choice> SequenceDecoder::next(const CandidateRow &candidates, DecodeScratch &scratch) {
+    const SamplingConfig &sampling = params_->sampling;
+    if (adjuster_.changes_logits()) return std::nullopt;
+    KnownLogits known(candidates, scratch);
+    if (!known.is_regular()) return std::nullopt;
+    const bool greedy = sampling.temperature == 0.0f || sampling.top_k == 1;
+    const SamplingFilter filter{greedy ? 1.0f : sampling.temperature, sampling.top_k, top_p_now_, sampling.min_p};
+    const double uniform = uniform_draw(sampling.seed, sequence_index_, adjuster_.generated().size());
+    const auto token = greedy ? known.first_largest() : known.draw(filter, uniform);
+    if (!token) return std::nullopt;
+    Choice choice;
+    choice.token = *token;
+    if (params_->num_logprobs >= 0 && !known.add_logprobs(choice, params_->num_logprobs)) return std::nullopt;
     return choice;
 }
 

@@ -18,6 +18,7 @@ const StepBatch &StepBuilder::build(const StepPlan &plan, const KvCacheManager &
     batch_.row_starts.assign(1, 0);
     batch_.past_lengths.clear();
     batch_.logits_indices.clear();
+    batch_.wants_whole.clear();
     batch_.copies = std::move(copies);
     first_logits_.clear();
     for (auto &table : batch_.block_tables)
@@ -44,6 +45,7 @@ void StepBuilder::add_row(const PlannedRow &row, const RowContent &content) {
     first_logits_.push_back(num_logits > 0 ? static_cast<std::int64_t>(batch_.logits_indices.size()) : -1);
     for (std::int32_t offset = row.num_tokens - num_logits; offset < row.num_tokens; ++offset)
         batch_.logits_indices.push_back(first + offset);
+    batch_.wants_whole.resize(batch_.logits_indices.size(), content.wants_whole_rows ? 1 : 0);
 }
 
 void StepBuilder::add_tables(std::size_t index, const PlannedRow &row, const KvCacheManager &cache) {

@@ -17,6 +17,7 @@ public:
         std::span<const TokenId> tokens;  // of the whole sequence
         std::span<const TokenId> drafts;
         bool wants_all_logits = false;
+        bool wants_whole_rows = true;
     };
     using Lookup = std::function<RowContent(const PlannedRow &)>;
 

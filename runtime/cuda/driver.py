@@ -124,6 +124,10 @@ class Device:
     def to_host(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         self._call("cuMemcpyDtoHAsync", target, source, nbytes, stream.native)
 
+    def on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Copies within the GPU's memory."""
+        self._call("cuMemcpyDtoDAsync", target, source, nbytes, stream.native)
+
     def clear(self, target: int, nbytes: int, stream: Stream) -> None:
         """Fills memory with zeros."""
         self._call("cuMemsetD8Async", target, 0, nbytes, stream.native)

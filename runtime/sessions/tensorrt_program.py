@@ -12,7 +12,7 @@ from trtllm.errors import TrtllmError
 from trtllm.runtime.cuda.cache_kernels import TokenWrite
 from trtllm.runtime.cuda.driver import Device, Memory, PinnedMemory, Stream
 from trtllm.runtime.sessions.device_pool import DevicePool, aligned
-from trtllm.runtime.sessions.tensorrt_library import Context, Plan
+from trtllm.runtime.sessions.tensorrt_library import Context, Plan, TensorInfo
 
 CANDIDATES = ("candidate_values", "candidate_indices", "log_sum_exp")
 
@@ -66,6 +66,26 @@ class LogitsLayout:
     address: int
     row_nbytes: int
     stride: int
+
+
+@dataclass(frozen=True)
+class CandidatesLayout:
+    """The best logits of a run in one piece: values [rows, count], tokens [rows, count], log_sum_exp [rows]."""
+
+    address: int
+    nbytes: int
+    offsets: tuple[int, int, int]
+    rows: int
+    count: int
+
+    def views(self, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three in a copy of the piece on the host."""
+        size, rows = 4 * self.rows * self.count, 4 * self.rows
+        values, tokens, sums = (
+            memory[offset : offset + nbytes] for offset, nbytes in zip(self.offsets, (size, size, rows), strict=True)
+        )
+        shape = (self.rows, self.count)
+        return values.view(np.float32).reshape(shape), tokens.view(np.int32).reshape(shape), sums.view(np.float32)
 
 
 class Arena:
@@ -125,8 +145,16 @@ class Program:
         self.logits = LogitsLayout(
             self.output("logits"), info.shape[-1] * info.item_nbytes, extents.tokens if len(info.shape) == 3 else 0
         )
+        self.candidates = self._candidates_layout(plan) if CANDIDATES[0] in plan.tensors else None
         self._graph: Any = None
         self._num_runs = 0
+
+    def _candidates_layout(self, plan: Plan) -> CandidatesLayout:
+        rows, count = self.extents.rows, plan.tensors[CANDIDATES[0]].shape[1]
+        first, second, third = (self._outputs[name] for name in CANDIDATES)
+        return CandidatesLayout(
+            self.output(CANDIDATES[0]), third + 4 * rows - first, (0, second - first, third - first), rows, count
+        )
 
     def output(self, name: str) -> int:
         """The address of an output."""
@@ -189,9 +217,7 @@ def input_layout(plan: Plan, extents: Extents) -> InputLayout:
 def output_offsets(plan: Plan, extents: Extents) -> dict[str, int]:
     """Where the outputs of a run lie, in bytes from the first."""
     offsets, end = {}, 0
-    for info in plan.tensors.values():
-        if info.is_input:
-            continue
+    for info in _outputs(plan):
         offsets[info.name] = end
         end += aligned(_elements(info.name, info.shape, extents) * info.item_nbytes)
     return offsets
@@ -199,8 +225,13 @@ def output_offsets(plan: Plan, extents: Extents) -> dict[str, int]:
 
 def outputs_nbytes(plan: Plan, extents: Extents) -> int:
     """Bytes of all outputs of a run."""
-    infos = (info for info in plan.tensors.values() if not info.is_input)
-    return sum(aligned(_elements(info.name, info.shape, extents) * info.item_nbytes) for info in infos)
+    return sum(aligned(_elements(info.name, info.shape, extents) * info.item_nbytes) for info in _outputs(plan))
+
+
+def _outputs(plan: Plan) -> list[TensorInfo]:
+    """The candidates side by side, then the others."""
+    first = [plan.tensors[name] for name in CANDIDATES if name in plan.tensors]
+    return first + [info for info in plan.tensors.values() if not info.is_input and info.name not in CANDIDATES]
 
 
 def _elements(name: str, shape: tuple[int, ...], extents: Extents) -> int:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from trtllm.compiler.engine import Engine
 from trtllm.errors import TargetError, UsageError
-from trtllm.runtime.cuda.driver import Device, PinnedMemory, Stream, open_device
+from trtllm.runtime.cuda.driver import Device, Memory, PinnedMemory, Stream, open_device
 from trtllm.runtime.session import SessionInfo, SessionLimits, limits_of
 from trtllm.runtime.sessions.block_pool import BlockCopy
-from trtllm.runtime.sessions.device_pool import DevicePool
+from trtllm.runtime.sessions.device_pool import DevicePool, aligned
 from trtllm.runtime.sessions.tensorrt_library import Plan
 from trtllm.runtime.sessions.tensorrt_program import (
     Arena,
@@ -31,7 +32,17 @@ from trtllm.runtime.sessions.tensorrt_program import (
 )
 
 _ARENA_BYTES = 4 << 20
-"""Of pinned memory for the integers of a step; a step that needs more waits for the GPU in between."""
+"""Of pinned memory for the integers of a step, and for its candidates; one that needs more waits in between."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Candidates of one run on their way to the host: rows `sources` of the run are rows `places` of the step."""
+
+    program: Program
+    offset: int
+    sources: np.ndarray
+    places: np.ndarray
 
 
 class TensorRTSession:
@@ -48,6 +59,15 @@ class TensorRTSession:
         self._pool = DevicePool(engine.config, info.cache, plan.tensors, self._device, self._stream)
         self._programs = Programs(plan, self._pool, info, self._device, self._stream)
         self._arena = Arena(self._device, max(_ARENA_BYTES, self._programs.inputs_nbytes))
+        self._found_arena = Arena(self._device, max(_ARENA_BYTES, self._programs.candidates_nbytes))
+        self._found: list[_Found] = []
+        self._best = (np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int32), np.zeros(0, np.float32))
+        self._num_wanted = 0
+        self._whole = np.zeros(0, bool)
+        self._row_addresses = np.zeros(0, np.int64)
+        self._in_outputs = np.zeros(0, np.int64)
+        self._kept: Memory = self._device.allocate(0)
+        self._num_kept = 0
         self._host_logits: PinnedMemory = self._device.pinned(0)
         self._logits = np.zeros((0, info.vocab_size), np.float32)
         self._places = np.zeros(info.max_num_tokens, np.int64)
@@ -62,7 +82,8 @@ class TensorRTSession:
         self._device.make_current()
         stream = self._device.stream()
         programs = Programs(Plan(engine, self._device), self._pool, self.info, self._device, stream)
-        if programs.inputs_nbytes > len(self._arena.memory.bytes):
+        arenas = len(self._arena.memory.bytes), len(self._found_arena.memory.bytes)
+        if programs.inputs_nbytes > arenas[0] or programs.candidates_nbytes > arenas[1]:
             raise TargetError(f"{engine.path} is planned for other shapes", "refit the engine that is running")
 
         def take() -> None:
@@ -87,13 +108,14 @@ class TensorRTSession:
         logits_indices: np.ndarray,
         block_tables: Sequence[np.ndarray],
         copies: Sequence[BlockCopy] = (),
+        whole: np.ndarray | None = None,
     ) -> np.ndarray:
-        """See `trtllm.runtime.session.Session.step`. Positions follow from the past lengths."""
+        """See `trtllm.runtime.session.CandidateSession.step`. Positions follow from the past lengths."""
         self._device.make_current()
         wanted = len(logits_indices)
         if len(tokens):
             self._check(tokens, row_starts, past_lengths, logits_indices, block_tables)
-            self._make_room(wanted)
+            self._prepare(wanted, whole)
         if len(copies):
             self._pool.copy(copies, self._stream)
         if len(tokens):
@@ -102,7 +124,19 @@ class TensorRTSession:
             places[logits_indices] = np.arange(wanted)
             self._queue_rows(tokens, row_starts, past_lengths, places, block_tables)
         self._wait()
+        self._collect()
         return self._logits[:wanted]
+
+    def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `trtllm.runtime.session.CandidateSession.candidates`."""
+        return self._best
+
+    def complete(self, index: int) -> None:
+        """See `trtllm.runtime.session.CandidateSession.complete`."""
+        nbytes = 4 * self.info.vocab_size
+        target, source = self._host_logits.address + index * nbytes, int(self._row_addresses[index])
+        self._device.to_host(target, source, nbytes, self._stream)
+        self._wait()
 
     def _queue_rows(
         self,
@@ -196,6 +230,8 @@ class TensorRTSession:
             table[:] = self._pool.nowhere
 
     def _queue(self, program: Program, fill: Callable[[StepInputs], None]) -> None:
+        if len(self._in_outputs):
+            self._keep_rows()
         offset = self._arena.take(program.layout.nbytes)
         if offset is None:
             self._wait()
@@ -209,7 +245,16 @@ class TensorRTSession:
         """Copies logits of the plan's rows `sources` to the result's rows `places`, where those are not -1."""
         kept = places >= 0
         sources, places = sources[kept], places[kept]
+        if not len(places):
+            return
         nbytes = program.logits.row_nbytes
+        if self.info.num_candidates and not (whole := self._whole[places]).all():
+            self._fetch_candidates(program, sources, places)
+            self._row_addresses[places] = program.logits.address + sources * nbytes
+            self._in_outputs = places[~whole]
+            if len(self._in_outputs) == len(places):
+                return
+            sources, places = sources[whole], places[whole]
         breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(places) != 1)) + 1
         for first, end in zip([0, *breaks], [*breaks, len(places)], strict=True):
             if end > first:
@@ -217,11 +262,60 @@ class TensorRTSession:
                 source = program.logits.address + int(sources[first]) * nbytes
                 self._device.to_host(target, source, int(end - first) * nbytes, self._stream)
 
+    def _fetch_candidates(self, program: Program, sources: np.ndarray, places: np.ndarray) -> None:
+        layout = program.candidates
+        assert layout is not None
+        offset = self._found_arena.take(layout.nbytes)
+        if offset is None:
+            self._wait()
+            self._collect()
+            offset = self._found_arena.take(layout.nbytes)
+        assert offset is not None, "the arena holds the candidates of any one program"
+        self._device.to_host(self._found_arena.memory.address + offset, layout.address, layout.nbytes, self._stream)
+        self._found.append(_Found(program, offset, sources, places))
+
+    def _collect(self) -> None:
+        """Brings the candidates that have come into the order of the step's rows."""
+        found, self._found = self._found, []
+        self._found_arena.reset()
+        for item in found:
+            layout = item.program.candidates
+            assert layout is not None
+            views = layout.views(self._found_arena.memory.bytes[item.offset : item.offset + layout.nbytes])
+            if len(item.places) == self._num_wanted and np.array_equal(item.places, item.sources):
+                values, tokens, sums = views
+                self._best = (values[: self._num_wanted], tokens[: self._num_wanted], sums[: self._num_wanted])
+                return
+            for target, view in zip(self._best, views, strict=True):
+                target[item.places] = view[item.sources]
+
+    def _keep_rows(self) -> None:
+        """Takes rows that somebody may ask for out of the outputs, before the next run writes there."""
+        nbytes = 4 * self.info.vocab_size
+        for place in self._in_outputs:
+            target = self._kept.address + self._num_kept * nbytes
+            self._device.on_device(target, int(self._row_addresses[place]), nbytes, self._stream)
+            self._row_addresses[place] = target
+            self._num_kept += 1
+        self._in_outputs = self._in_outputs[:0]
+
     def _wait(self) -> None:
         self._device.synchronize(self._stream)
         self._arena.reset()
 
-    def _make_room(self, wanted: int) -> None:
+    def _prepare(self, wanted: int, whole: np.ndarray | None) -> None:
+        """Room for the results of a step, which waits for nothing."""
+        self._num_wanted, self._num_kept = wanted, 0
+        self._in_outputs = self._in_outputs[:0]
+        count = self.info.num_candidates
+        if count:
+            self._whole = np.ones(wanted, bool) if whole is None or not len(whole) else np.asarray(whole) != 0
+            self._row_addresses = np.zeros(wanted, np.int64)
+            shape = (wanted, count)
+            self._best = (np.empty(shape, np.float32), np.empty(shape, np.int32), np.empty(wanted, np.float32))
+            hidden = 4 * self.info.vocab_size * int(np.count_nonzero(~self._whole))
+            if hidden > self._kept.nbytes:
+                self._kept = self._device.allocate(hidden)
         if wanted <= len(self._logits):
             return
         rows = max(wanted, 2 * len(self._logits))
@@ -278,6 +372,10 @@ class Programs:
         device.synchronize(stream)
         if self.all[0].logits.row_nbytes != 4 * info.vocab_size:
             raise TargetError("the plan's logits are no rows of float32 over the vocabulary", "build the engine again")
+        layouts = [program.candidates for program in self.all if program.candidates is not None]
+        self.candidates_nbytes = max((aligned(layout.nbytes) for layout in layouts), default=0)
+        if info.num_candidates != (layouts[0].count if layouts else 0):
+            raise TargetError("the plan's candidates are not those of config.json", "build the engine again")
         self._singles = sorted((p for p in self.all if p.extents.tokens == 1), key=_cost)
         self._chunks = sorted((p for p in self.all if p.extents.tokens > 1 and p.extents.rows == 1), key=_cost)
         longest = -(-(info.max_seq_len - 1) // info.cache.tokens_per_block)

@@ -74,6 +74,9 @@ class FakeDevice:
         self.counts["copied_to_host"] += nbytes
         self.queue(stream, lambda: self._move(target, self.bytes_at(source, nbytes)))
 
+    def on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        self.queue(stream, lambda: self._move(target, self.bytes_at(source, nbytes).copy()))
+
     def clear(self, target: int, nbytes: int, stream: Stream) -> None:
         self.queue(stream, lambda: self._move(target, np.zeros(nbytes, np.uint8)))
 

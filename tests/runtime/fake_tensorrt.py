@@ -62,6 +62,12 @@ def write_engine(
     for item in config["io"]["inputs"]:
         if item["name"] in heads:
             item["shape"] = list(plan["pools"][item["name"]])
+    if plan["candidates"] and not gathers_all:
+        config["io"]["outputs"] += [
+            {"name": "candidate_values", "dtype": "FLOAT", "shape": ["batch", plan["candidates"]]},
+            {"name": "candidate_indices", "dtype": "INT32", "shape": ["batch", plan["candidates"]]},
+            {"name": "log_sum_exp", "dtype": "FLOAT", "shape": ["batch"]},
+        ]
     config["build_config"]["gather_context_logits"] = gathers_all
     config["cache"] = {**config["cache"], "kind": "gathered", "tokens_per_block": tokens_per_block}
     target = TargetEntry("tensorrt", version, version, capabilities, flavour=flavour)

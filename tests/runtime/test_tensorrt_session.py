@@ -46,7 +46,9 @@ class Stepper:
         order = np.random.default_rng(seed).permutation(session.info.cache.num_blocks).astype(np.int32)
         self.tables = order[: len(order) // self.columns * self.columns].reshape(-1, self.columns)
 
-    def step(self, *rows: tuple[int, np.ndarray, int], wanted: list[int] | None = None, copies: Any = ()) -> np.ndarray:
+    def step(
+        self, *rows: tuple[int, np.ndarray, int], wanted: list[int] | None = None, copies: Any = (), whole: Any = None
+    ) -> np.ndarray:
         """(slot, new tokens, past tokens) side by side; the last logits of each unless others are wanted."""
         ends = np.cumsum([len(tokens) for _, tokens, _ in rows], dtype=np.int64)
         table = self.tables[[slot for slot, _, _ in rows]] if rows else np.zeros((0, self.columns), np.int32)
@@ -60,6 +62,7 @@ class Stepper:
             ends - 1 if wanted is None else np.array(wanted, np.int64),
             [table],
             copies,
+            *([] if whole is None else [np.array(whole, np.uint8)]),
         )
 
     def copies(self, source: int, destination: int, tokens: int) -> list[tuple[int, int, int, int]]:
@@ -121,6 +124,43 @@ def test_only_the_logits_that_are_asked_for_cross_the_bus(open_one: Callable[...
     assert fake_gpu.counts["copied_to_host"] == before
     one.step((0, PROMPT[:1], 37), (1, PROMPT[:1], 0), wanted=[1])
     assert fake_gpu.counts["copied_to_host"] == before + 300 * 4
+
+
+def test_rows_stay_on_the_gpu_and_their_best_come(open_one: Callable[..., Stepper], fake_gpu: Any) -> None:
+    """Rows of three runs: two prompts and a batch of single tokens; the prompts' rows are kept from the later runs."""
+    one = open_one()
+    count = one.session.info.num_candidates
+    assert count == 16
+    for slot in (0, 1):
+        one.step((slot, PROMPT[: 5 + slot], 0))
+    rows = ((2, PROMPT[:9], 0), (0, PROMPT[:1], 5))
+    expected = one.step(*rows).copy()
+    before = fake_gpu.counts["copied_to_host"]
+    logits = one.step(*rows, whole=[0, 0])
+    assert fake_gpu.counts["copied_to_host"] - before < 2 * 1024
+    values, tokens, sums = one.session.candidates()
+    order = np.argsort(-expected, 1, kind="stable")[:, :count]
+    assert np.array_equal(tokens, order)
+    assert np.array_equal(values, np.take_along_axis(expected, order, 1))
+    assert np.allclose(sums, np.log(np.exp(expected.astype(np.float64)).sum(1)), rtol=1e-6)
+    for index in range(2):
+        one.session.complete(index)
+        assert np.array_equal(logits[index], expected[index])
+    assert np.array_equal(one.step(*rows, whole=[1, 0])[0], expected[0])
+    assert np.array_equal(one.session.candidates()[1][1], order[1])
+    one.session.complete(1)
+    assert np.array_equal(one.step(*rows, whole=[]), expected)
+
+
+def test_candidates_of_one_batch_are_those_of_its_rows(open_one: Callable[..., Stepper]) -> None:
+    one = open_one()
+    rows = [(slot, PROMPT[slot : slot + 1], 0) for slot in range(3)]
+    expected = one.step(*rows).copy()
+    one.step(*rows, whole=[0, 0, 0])
+    _, tokens, _ = one.session.candidates()
+    assert np.array_equal(tokens[:, 0], expected.argmax(1))
+    one.step(*rows, wanted=[0, 2], whole=[0, 0])
+    assert np.array_equal(one.session.candidates()[1][:, 0], expected[[0, 2]].argmax(1))
 
 
 def test_logits_inside_a_row_come_where_the_plan_makes_them(

@@ -39,9 +39,11 @@ public:
     explicit PythonSession(nanobind::object session);
     const SessionInfo &info() const override { return info_; }
     float *step(const StepBatch &batch) override;
+    StepCandidates candidates() override;
+    void complete(std::int64_t index) override;
 
 private:
-    std::shared_ptr<Held> session_, step_, logits_;
+    std::shared_ptr<Held> session_, step_, logits_, candidates_;
     SessionInfo info_;
 };
 

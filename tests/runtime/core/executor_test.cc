@@ -206,9 +206,17 @@ ExecutorConfig random_config(Random &random, SessionInfo &info) {
     config.kv_cache.enable_partial_reuse = pick(random, 0, 3) > 0;
     config.kv_cache.copy_on_partial_reuse = pick(random, 0, 3) > 0;
     if (pick(random, 0, 2) == 0) config.ngram = NgramConfig{static_cast<std::int32_t>(pick(random, 1, 4)), 2};
+    if (pick(random, 0, 1)) info.num_candidates = static_cast<std::int32_t>(pick(random, 1, 16));
     config.perf_trace_max_events = 50;
     config.request_stats_max_iterations = 5;
     return config;
+}
+
+// Those of candidates come from the device's sum, which is rounded in another way.
+void check_logprobs(const std::vector<float> &found, const std::vector<float> &expected, bool from_candidates) {
+    CHECK_EQ(found.size(), expected.size());
+    for (std::size_t place = 0; place < found.size(); ++place)
+        CHECK(from_candidates ? std::abs(found[place] - expected[place]) < 1e-5f : found[place] == expected[place]);
 }
 
 }  // namespace
@@ -262,13 +270,53 @@ TEST_CASE("batching, chunks, pauses, reuse, drafts and cancellations never chang
                     continue;
                 }
                 CHECK(sequence.tokens == whole.tokens);
-                CHECK(sequence.logprobs == whole.logprobs);
+                check_logprobs(sequence.logprobs, whole.logprobs, info.num_candidates > 0);
                 CHECK(sequence.reason == whole.reason);
             }
             if (!was_cancelled) CHECK_EQ(result.sequences.size(), expected.size());
         }
         executor.check();
     }
+}
+
+TEST_CASE("rows stay where they are when their best logits are enough, and come when they are not") {
+    auto info = session_info();
+    info.num_candidates = 8;
+    const auto run = [&](const DecodingParams &params, std::int32_t samples = 1) {
+        auto session = std::make_shared<FakeSession>(info);
+        Executor executor(session, default_config());
+        auto request = make_request({1, 2, 3}, 20, params);
+        request.num_return_sequences = samples;
+        const auto output = run_one(executor, request);
+        CHECK_EQ(output.error, "");
+        const auto expected = expected_outputs(request, 96);
+        for (const auto &[index, sequence] : output.sequences)
+            CHECK(sequence.tokens == expected[static_cast<std::size_t>(index)].tokens);
+        return std::pair(session->num_hidden.load(), session->num_completed.load());
+    };
+    using Counts = std::pair<std::int64_t, std::int64_t>;
+    DecodingParams params;
+    CHECK(run(params) == Counts(20, 0));
+    params.sampling.top_k = 5;
+    params.sampling.temperature = 0.7f;
+    CHECK(run(params) == Counts(20, 0));
+    CHECK(run(params, 3) == Counts(57, 0));  // the prompt's row is shared by all
+    params.num_logprobs = 3;
+    CHECK(run(params) == Counts(20, 0));
+    params.num_logprobs = 8;
+    CHECK(run(params) == Counts(0, 0));
+    params.num_logprobs = -1;
+    params.sampling.top_k = 9;
+    CHECK(run(params) == Counts(0, 0));
+    params.sampling.top_p = 0.5f;  // top_k of 9 takes a ninth
+    CHECK(run(params).first == 20);
+    params.sampling.top_k = 0;
+    params.sampling.temperature = 0.1f;
+    const auto [hidden, completed] = run(params);
+    CHECK(hidden == 20 && completed < 10);
+    params = {};
+    params.sampling.presence_penalty = 0.5f;
+    CHECK(run(params).first <= 1);
 }
 
 TEST_CASE("a step that fails takes only its own requests with it") {

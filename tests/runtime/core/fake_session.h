@@ -3,10 +3,12 @@
 // A wrong block, a missed copy, a token computed twice or not at all changes the hash, and with it the output.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -70,7 +72,18 @@ public:
             }
         require(next == batch.logits_indices.size(), "logits are asked for tokens that are not there");
         if (after_step) after_step(batch, logits_);
+        if (info_.num_candidates > 0) hide_rows(batch);
         return logits_.data();
+    }
+
+    trtllm::executor::StepCandidates candidates() override {
+        return {info_.num_candidates, best_values_.data(), best_tokens_.data(), log_sum_exp_.data()};
+    }
+
+    void complete(std::int64_t index) override {
+        ++num_completed;
+        const auto size = static_cast<std::ptrdiff_t>(info_.vocab_size);
+        std::copy_n(hidden_.begin() + index * size, size, logits_.begin() + index * size);
     }
 
     // Other weights, for the steps to come.
@@ -78,7 +91,7 @@ public:
 
     std::function<void(const StepBatch &)> before_step;                      // may throw, or sleep
     std::function<void(const StepBatch &, std::vector<float> &)> after_step;  // may spoil logits
-    std::atomic<std::int64_t> num_steps = 0, num_tokens = 0;
+    std::atomic<std::int64_t> num_steps = 0, num_tokens = 0, num_hidden = 0, num_completed = 0;
 
 private:
     static void require(bool holds, const char *what) {
@@ -96,6 +109,32 @@ private:
         require(block >= 0 && block < info_.cache.num_blocks, "a table names a block outside the primary pool");
         return cells_[group].at(static_cast<std::size_t>(block) * static_cast<std::size_t>(size) +
                                 static_cast<std::size_t>(position % size));
+    }
+
+    // Takes the rows away that need not come, and leaves their best logits.
+    void hide_rows(const StepBatch &batch) {
+        hidden_ = logits_;
+        best_values_.clear();
+        best_tokens_.clear();
+        log_sum_exp_.clear();
+        require(batch.wants_whole.size() == batch.logits_indices.size(), "rows are not told apart");
+        const auto size = static_cast<std::size_t>(info_.vocab_size);
+        for (std::size_t row = 0; row < batch.wants_whole.size(); ++row) {
+            float *values = logits_.data() + row * size;
+            std::vector<std::int32_t> order(size);
+            std::iota(order.begin(), order.end(), 0);
+            std::stable_sort(order.begin(), order.end(), [&](auto left, auto right) { return values[left] > values[right]; });
+            double sum = 0.0;
+            for (std::size_t token = 0; token < size; ++token) sum += std::exp(static_cast<double>(values[token]));
+            log_sum_exp_.push_back(static_cast<float>(std::log(sum)));
+            for (std::int32_t place = 0; place < info_.num_candidates; ++place) {
+                best_tokens_.push_back(order[static_cast<std::size_t>(place)]);
+                best_values_.push_back(values[best_tokens_.back()]);
+            }
+            if (batch.wants_whole[row] != 0) continue;
+            ++num_hidden;
+            std::fill_n(values, size, std::numeric_limits<float>::quiet_NaN());
+        }
     }
 
     void do_copy(const trtllm::executor::BlockCopy &copy) {
@@ -140,7 +179,8 @@ private:
     SessionInfo info_;
     std::uint64_t seed_;
     std::vector<std::vector<Cell>> cells_;  // of each group
-    std::vector<float> logits_;
+    std::vector<float> logits_, hidden_, best_values_, log_sum_exp_;
+    std::vector<std::int32_t> best_tokens_;
 };
 
 }  // namespace testing
