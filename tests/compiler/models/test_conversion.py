@@ -41,6 +41,13 @@ def test_a_converted_model_builds_the_same_weights(directory, tmp_path):
     assert weights_of(tmp_path / "converted", tmp_path / "b") == weights_of(directory, tmp_path / "a")
 
 
+@pytest.mark.parametrize("quantization", ["W8A16", "W4A16", "FP8_PER_CHANNEL_PER_TOKEN"])
+def test_a_sharded_checkpoint_builds_the_same_quantized_weights(directory, tmp_path, quantization):
+    convert_checkpoint(open_model(directory), tmp_path / "converted", tp_size=2, pp_size=2)
+    converted = weights_of(tmp_path / "converted", tmp_path / "b", quantization=quantization)
+    assert converted == weights_of(directory, tmp_path / "a", quantization=quantization)
+
+
 @pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
 @pytest.mark.parametrize("parallel_embedding", [False, True])
 def test_shards_join_to_the_original(directory, tmp_path, tp_size, pp_size, parallel_embedding):
