@@ -122,9 +122,11 @@ def _build(
     definition = library.create_network(builder)
     emission = Emission(library, definition, payloads.of, log, longest=longest_extent(planned, build))
     add_graph(emission, network.graph)
-    library.set_precisions(definition)
+    halves = _has_halves(network.graph)
+    if halves and (held := library.set_precisions(definition)):
+        progress.note(f"{held} of {definition.num_layers} layers are held to float32")
     config = builder.create_builder_config()
-    library.configure(config, build, halves=_has_halves(network.graph))
+    library.configure(config, build, halves=halves)
     for entry in planned:
         _add_profile(builder, config, network.graph, entry)
     cache = None if library.flavour.builds_without_gpu else timing_cache_path(library)
@@ -140,7 +142,9 @@ def _build(
             digest.update(data)
             return file.write(data)
 
-        if not library.build(builder, definition, config, write) or log.errors:
+        built = library.build(builder, definition, config, write)
+        # Full TensorRT also calls it an error when one of many ways to run a layer fails.
+        if not built or (library.is_rtx and log.errors):
             raise _failure(library, log, network.graph)
     if cache is not None:
         library.save_timing_cache(config, cache)

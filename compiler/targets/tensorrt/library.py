@@ -110,11 +110,15 @@ class Library:
         return attention
 
     def set_precisions(self, network: Any) -> int:
-        """Holds layers whose result is float32 to float32, where types are only wishes. Returns how many."""
+        """Holds layers whose result is float32 to float32, where types are only wishes. Returns how many.
+
+        Products stay free: in a graph of halves they are of halves, whatever the library has inferred by now.
+        """
         if self.is_strongly_typed:
             return 0
         trt, count = self.module, 0
-        free = {getattr(trt.LayerType, name) for name in ("CONSTANT", "SHAPE", "CAST") if hasattr(trt.LayerType, name)}
+        kinds = trt.LayerType
+        free = (kinds.CONSTANT, kinds.SHAPE, kinds.CAST, kinds.MATRIX_MULTIPLY)
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             if layer.type in free or layer.get_output(0).dtype != trt.DataType.FLOAT:
