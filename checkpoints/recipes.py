@@ -48,7 +48,7 @@ class Recipe:
 
 
 @cache
-def _field_names(step: type[Recipe]) -> tuple[str, ...]:
+def _field_names(step: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(step))
 
 

@@ -74,4 +74,4 @@ def _record(engine: Engine) -> dict[str, Any]:
 
 
 def _sha256(tokens: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens, np.int64)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tokens, np.int64).data).hexdigest()
