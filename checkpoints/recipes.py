@@ -31,7 +31,8 @@ class Recipe:
 
     @property
     def operands(self) -> tuple[Recipe, ...]:
-        return tuple(value for name in _field_names(type(self)) for value in _recipes_in(getattr(self, name)))
+        names = _field_names(type(self))  # type: ignore[arg-type]  # a class is hashed as itself
+        return tuple(value for name in names for value in _recipes_in(getattr(self, name)))
 
     def sources(self) -> tuple[str, ...]:
         """Names of the checkpoint tensors it reads, in order, without repeats."""
@@ -44,11 +45,12 @@ class Recipe:
         return self.dtype.byte_size(prod(self.shape))
 
     def to_json(self) -> dict[str, Any]:
-        return {"step": self.step} | {name: _encode(getattr(self, name)) for name in _field_names(type(self))}
+        names = _field_names(type(self))  # type: ignore[arg-type]  # a class is hashed as itself
+        return {"step": self.step} | {name: _encode(getattr(self, name)) for name in names}
 
 
 @cache
-def _field_names(step: Any) -> tuple[str, ...]:
+def _field_names(step: type[Recipe]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(step))
 
 
