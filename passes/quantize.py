@@ -64,7 +64,8 @@ class QuantizeWeights(Pass):
 
     y = Linear(x, Concat(Q, K, V))     becomes     y = Concat(Linear(x, Concat(Q, K)), Linear(x, V))
 
-    Scales have 16 bits, also where the graph computes in float32. The embedding table keeps its values, in float16.
+    Scales have 16 bits, also where the graph computes in float32. The embedding table becomes float16, and by
+    `share-embedding` integers where the target looks these up.
     A weight whose inputs are no multiple of the block stays as it is, and so does the router of a mixture of experts.
     """
 

@@ -96,7 +96,7 @@ def quantized(published, tmp_path):
 def logits(model, folder, **options):
     build_engine(model, folder, build_config({"max_seq_len": 64, "max_batch_size": 1, **options}))
     engine = open_engine(folder)
-    return np.concatenate([piece.copy() for piece in window_logits(scoring_session(engine, 64), TOKENS)]), engine
+    return np.concatenate([piece.copy() for piece in window_logits(scoring_session(engine, 64), TOKENS, 64)]), engine
 
 
 @pytest.mark.parametrize("method", CONFIGS)
