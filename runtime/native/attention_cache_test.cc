@@ -171,7 +171,8 @@ double stray(const Run& run) {
           double score = 0;
           for (int64_t d = 0; d < size; ++d)
             score += query[d] * element(run, run.keys, run.offset(row, g, j), d, run.key_scale);
-          scores.push_back(score * shape.scale);
+          score *= shape.scale;
+          scores.push_back(shape.softcap > 0 ? shape.softcap * std::tanh(score / shape.softcap) : score);
         }
         const double top = *std::max_element(scores.begin(), scores.end());
         double total = 0;
@@ -193,7 +194,7 @@ double stray(const Run& run) {
 int check_all() {
   const AttentionShape shapes[] = {{9, 3, 64, 0, 0, 0, 0.02f, 0, 0}, {4, 2, 32, 0, 0, 0, 0.03f, 20, 0},
                                    {16, 8, 128, 0, 0, 0, 0.01f, 0, 0}, {6, 2, 20, 0, 0, 0, 0.04f, 0, 0},
-                                   {3, 1, 7, 0, 0, 0, 0.05f, 0, 0}};
+                                   {3, 1, 7, 0, 0, 0, 0.05f, 0, 0}, {8, 2, 24, 0, 0, 0, 0.2f, 33, 4}};
   const std::vector<AttentionRow> mixes[] = {
       {{0, 1, 0}}, {{0, 1, 700}}, {{0, 5, 130}, {0, 1, 3}}, {{0, 70, 0}}, {{0, 33, 60}, {0, 1, 90}, {0, 0, 4}}};
   int runs = 0, failures = 0;
