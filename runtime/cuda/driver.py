@@ -106,7 +106,7 @@ class Device:
 
     def pinned(self, nbytes: int) -> PinnedMemory:
         """Memory on the host, zeroed. Raises ResourceError when there is not enough."""
-        address = int(self._call("cuMemHostAlloc", max(nbytes, 1), self._api.CU_MEMHOSTALLOC_PORTABLE))
+        address = int(self._call("cuMemHostAlloc", max(nbytes, 1), int(self._api.CU_MEMHOSTALLOC_PORTABLE)))
         memory_view: Any = (ctypes.c_uint8 * max(nbytes, 1)).from_address(address)
         array = np.frombuffer(memory_view, np.uint8)
         array[:] = 0
@@ -135,7 +135,7 @@ class Device:
     # -- streams, events, graphs ---------------------------------------------------------------------------------
 
     def stream(self) -> Stream:
-        native = self._call("cuStreamCreate", self._api.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        native = self._call("cuStreamCreate", int(self._api.CUstream_flags.CU_STREAM_NON_BLOCKING))
         return Stream(int(native), native)
 
     def synchronize(self, stream: Stream) -> None:

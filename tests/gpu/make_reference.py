@@ -27,18 +27,29 @@ PROMPTS = (
 NEW_TOKENS = 64
 
 
-def entry(model: Any, tokenizer: Any, prompt: str) -> dict[str, Any]:
+def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens that all prompts continue with, side by side behind padding."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.no_grad():
+        made = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+    return made[:, longest:].tolist()
+
+
+def entry(model: Any, prompt: str, ids: list[int], made: list[int]) -> dict[str, Any]:
     """One prompt's tokens, the second best at each place, and by how much the best logit is larger."""
     import torch
 
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.no_grad():
-        made = model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[0]
-        logits = model(made[None, :-1]).logits[0, ids.shape[1] - 1 :]
+        logits = model(torch.tensor([ids + made[:-1]])).logits[0, len(ids) - 1 :]
     best = logits.topk(2, dim=-1)
+    assert best.indices[:, 0].tolist() == made, f"{prompt!r}: a tie between two tokens; choose another prompt"
     return {
         "prompt": prompt,
-        "prompt_token_ids": ids[0].tolist(),
+        "prompt_token_ids": ids,
         "token_ids": best.indices[:, 0].tolist(),
         "second_ids": best.indices[:, 1].tolist(),
         "margins": [round(float(gap), 5) for gap in best.values[:, 0] - best.values[:, 1]],
@@ -57,11 +68,11 @@ def main() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.gguf.parent, dtype="float32", **place).eval()
     model.generation_config.eos_token_id = None
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.gguf.parent, **place)
+    ids = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     entries = []
-    for prompt in PROMPTS:
-        entries.append(entry(model, tokenizer, prompt))
-        made = tokenizer.decode(entries[-1]["token_ids"])
-        print(f"{prompt!r}: {made[:50]!r}, least margin {min(entries[-1]['margins'])}", flush=True)
+    for prompt, own, made in zip(PROMPTS, ids, generated(model, ids), strict=True):
+        entries.append(entry(model, prompt, own, made))
+        print(f"{prompt!r}: {tokenizer.decode(made)[:50]!r}, least margin {min(entries[-1]['margins'])}", flush=True)
     lines = ",\n ".join(json.dumps(item) for item in entries)
     text = f'{{"model": "{arguments.gguf.name}", "dtype": "float32", "transformers": "{transformers.__version__}",\n'
     target = Path(__file__).with_name("smollm2_reference.json")
