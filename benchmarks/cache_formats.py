@@ -2,7 +2,7 @@
 
     python benchmarks/cache_formats.py MODEL --engines DIR [--context 2000] [--rounds 8] [--quantization W8A16]
 
-Engines are built under DIR unless they are there. Each fills its cache with the same random tokens, then they take turns
+Engines are built under DIR unless they are there. Each fills its cache with the same tokens, then they take turns
 and whatever else the machine does meets all of them: a round is 16 single tokens at the same places.
 """
 
