@@ -10,6 +10,7 @@
 
 #include "checkpoints/native/convert.h"
 #include "checkpoints/native/gptq.h"
+#include "checkpoints/native/mapped.h"
 #include "checkpoints/native/parallel.h"
 #include "checkpoints/native/quantize.h"
 #include "checkpoints/native/scale_search.h"
@@ -126,6 +127,22 @@ bool gptq(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights
     return trtllm::gptq_rows(job, rows, threads);
 }
 
+// uint8 [count], read-only, unmapped when it is collected; None where map_cached() maps nothing.
+nb::object map_cached(int descriptor, std::uint64_t offset, std::size_t count) {
+    trtllm::MappedRange range;
+    {
+        nb::gil_scoped_release release;
+        range = trtllm::map_cached(descriptor, offset, count);
+    }
+    if (range.base == nullptr) return nb::none();
+    nb::capsule owner(new trtllm::MappedRange(range), [](void *held) noexcept {
+        const auto *mapped = static_cast<trtllm::MappedRange *>(held);
+        trtllm::unmap(*mapped);
+        delete mapped;
+    });
+    return nb::cast(nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>(range.bytes, {count}, owner));
+}
+
 const std::uint8_t *bytes_of(const Source &payload) { return static_cast<const std::uint8_t *>(payload.data()); }
 
 std::string hex_digest(const trtllm::Sha256State &state) {
@@ -151,6 +168,7 @@ void bind_checkpoints(nb::module_ &module) {
                nb::arg("to_dtype"), nb::arg("threads") = 0);
     module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),
                nb::arg("threads") = 0);
+    module.def("map_cached", &map_cached, nb::arg("descriptor"), nb::arg("offset"), nb::arg("count"));
     nb::class_<trtllm::Sha256State>(module, "Sha256")
         .def(nb::init<>())
         .def(
