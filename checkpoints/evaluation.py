@@ -19,6 +19,7 @@ from trtllm.checkpoints.recipes import (
     AsymmetricValues,
     Cast,
     Concat,
+    Dequantized,
     KeptOffsets,
     KeptScales,
     KeptValues,
@@ -117,6 +118,8 @@ class RecipeReader:
                 return self._quantized_rows(recipe, start, stop)
             case QuantizedScales() | AsymmetricScales() | AsymmetricMinima():
                 return self._scale_rows(recipe, start, stop)
+            case Dequantized():
+                return self._dequantized_rows(recipe, start, stop)
             case TiledValues() | TiledScales():
                 return self._tiled_rows(recipe, start, stop)
             case KeptValues() | KeptScales() | KeptOffsets():
@@ -246,6 +249,19 @@ class RecipeReader:
             raise BadInputError(f"cannot quantize {', '.join(recipe.sources())}: {error}", hint) from None
         return type(blocks)(*(part.reshape(*lead, -1) for part in blocks))
 
+    def _dequantized_rows(self, recipe: Dequantized, start: int, stop: int) -> np.ndarray:
+        assert isinstance(recipe.of, QuantizedValues)
+        blocks = self._quantize(recipe.of, start, stop)
+        values = blocks.values
+        if recipe.of.bits == 4:  # two in a byte, the first in its low half
+            pairs = values.view(np.uint8)
+            values = np.stack([pairs << 4, pairs & 0xF0], axis=-1).view(np.int8) >> 4
+        scales = blocks.scales.astype(np.float32)
+        shape = (*scales.shape, recipe.of.block_size)
+        wide = values.reshape(shape).astype(np.float32)
+        wide *= scales[..., None]
+        return cast_array(wide.reshape(stop - start, *recipe.shape[1:]), DType.FLOAT32, recipe.to, self._threads)
+
     def _stored_rows(self, recipe: KeptValues | KeptScales | KeptOffsets, start: int, stop: int) -> np.ndarray:
         """What the checkpoint's own quantization has, for a source that is quantized there."""
         assert isinstance(recipe.of, Source)
@@ -289,7 +305,7 @@ def stack_parts(recipe: Recipe) -> tuple[Recipe, ...] | None:
     match recipe:
         case Stack():
             return recipe.parts
-        case Cast() | Affine() | QuantizedValues() | QuantizedScales() | UnsignedBlocks():
+        case Cast() | Affine() | QuantizedValues() | QuantizedScales() | Dequantized() | UnsignedBlocks():
             parts = stack_parts(recipe.of)
             return parts and tuple(replace(recipe, of=part) for part in parts)
         case Reshape() if len(recipe.to) > 1 and recipe.to[0] == _extent(recipe.of):

@@ -252,6 +252,18 @@ class QuantizedScales(_Unary):
 
 
 @dataclass(frozen=True)
+class Dequantized(_Unary):
+    """What the integers of a `QuantizedValues` stand for: each times its block's scale, rounded once to `to`."""
+
+    step = "dequantized"
+    to: DType
+
+    @property
+    def dtype(self) -> DType:
+        return self.to
+
+
+@dataclass(frozen=True)
 class KeptValues(_Unary):
     """Integers of a source that the checkpoint holds quantized; see `trtllm.checkpoints.stored`.
 
@@ -408,7 +420,7 @@ _STEPS: dict[str, type[Recipe]] = {
     cls.step: cls
     for cls in (
         Source, Stored, Cast, Affine, Transpose, Reshape, Slice, Concat, Stack, QuantizedValues, QuantizedScales,
-        KeptValues, KeptScales, KeptOffsets, AsymmetricValues, AsymmetricScales, AsymmetricMinima, Zeros,
+        Dequantized, KeptValues, KeptScales, KeptOffsets, AsymmetricValues, AsymmetricScales, AsymmetricMinima, Zeros,
         UnsignedBlocks, TiledValues, TiledScales,
     )
 }  # fmt: skip

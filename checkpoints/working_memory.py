@@ -13,6 +13,7 @@ from trtllm.checkpoints.recipes import (
     AsymmetricValues,
     Cast,
     Concat,
+    Dequantized,
     KeptOffsets,
     KeptScales,
     KeptValues,
@@ -88,6 +89,8 @@ def _made(recipe: Recipe, rows: int, result: int) -> int:
             return elements // 2 + 4 * (elements // recipe.block_size)
         case KeptValues() | KeptScales() | KeptOffsets():
             return 2 * _elements(recipe.of, rows) + result
+        case Dequantized():
+            return 3 * 4 * _elements(recipe, rows) + result
         case Affine():
             return 2 * 4 * _elements(recipe, rows) + result
         case Cast() | Concat() | UnsignedBlocks() | TiledValues() | TiledScales():

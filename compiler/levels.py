@@ -26,6 +26,7 @@ from trtllm.passes.quantize_scaled import QuantizeScaled
 from trtllm.passes.select_tokens import SelectLastToken
 from trtllm.passes.share_embedding import ShareEmbedding
 from trtllm.passes.smooth import SmoothActivations
+from trtllm.passes.widen_weights import WidenWeights
 
 # What the build asks for, at every level: which logits, which weights.
 O0: tuple[type[Pass], ...] = (
@@ -70,6 +71,7 @@ LEGALIZE: tuple[type[Pass], ...] = (
     GatherCache,
     NarrowInputs,
     QuantizeCache,
+    WidenWeights,
     LowerCachedAttention,
     LowerAttention,
     LowerAddNorm,

@@ -178,7 +178,8 @@ _LIST = (
          "scale_element": "float32"}, _scaled_linear,
         "Linear with a weight in a small format (element e4m3, int8 or e2m1 in pairs): values [N, K] times the scales"
         " of their blocks of `rows` x `columns` (0: all), times factor; activations are rounded to the same format by"
-        " one scale (rounding tensor), by token, by block of a token (128, e2m1 16), or not at all.",
+        " one scale (rounding tensor), by token, by block of a token (128, e2m1 16), or not at all. Values of float32"
+        " are those of int8 before their rounding.",
     ),
     Operator(
         "RMSNorm", ("x", "weight"), ("y",), {"epsilon": 1e-6}, _same,

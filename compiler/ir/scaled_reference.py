@@ -30,7 +30,11 @@ def scaled_linear(b: GraphBuilder, x: list[ir.Value], a: Mapping[str, Any]) -> l
     activation_scale = rest.pop(0) if is_given else None
     bias = rest.pop(0) if rest else None
     outputs, features = a["outputs"], int(dims(data)[-1])
-    weight = b.op("Mul", [_decoded(b, values, a), _spread(b, scales, factor, outputs, features, a)])
+    spread = _spread(b, scales, factor, outputs, features, a)
+    if dtype_of(values) == ir.DataType.FLOAT:
+        weight = _nearest(b, values, spread, a["element"])
+    else:
+        weight = b.op("Mul", [_decoded(b, values, a), spread])
     turned = b.op("Transpose", [weight], (features, outputs), perm=[1, 0])
     rounded = _rounded(b, data, activation_scale, features, a)
     y = b.op("MatMul", [rounded, turned], (*dims(data)[:-1], outputs))

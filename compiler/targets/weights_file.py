@@ -20,6 +20,7 @@ from trtllm.checkpoints.recipes import (
     AsymmetricMinima,
     AsymmetricScales,
     AsymmetricValues,
+    Dequantized,
     QuantizedScales,
     QuantizedValues,
     Recipe,
@@ -234,4 +235,6 @@ def quantization_of(recipe: Recipe) -> str | None:
         return f"int{recipe.bits} block {recipe.block_size}"
     if isinstance(recipe, AsymmetricValues | AsymmetricScales | AsymmetricMinima):
         return f"uint4 block {recipe.block_size}, minima"
+    if isinstance(recipe, Dequantized):
+        return None
     return next(filter(None, map(quantization_of, recipe.operands)), None)

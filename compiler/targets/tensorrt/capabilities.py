@@ -26,11 +26,12 @@ SCHEME_CAPABILITIES = {
 }
 """The first GPUs that multiply in a scheme's format. Scales of single tokens and of 128 x 128 blocks have no layer."""
 
+_INT8_PRODUCTS = {name: 75 for name in SCHEME_CAPABILITIES if name.startswith("W8A8")}
+"""Schemes of int8 weights and activations with a scale of their tensor: quantization layers around a product."""
 TRANSFORMER_LAYERS = frozenset({"::RotaryEmbedding", "::TensorScatter", "::Attention"})
 """Operators that came with the layers of a transformer, in 10.15."""
-BLOCK_PRODUCTS = frozenset({"trtllm::ScaledLinear", "::DequantizeLinear"})
-"""Operators on weights of 4 bits and of small floats."""
-_PRIMITIVES = frozenset(OPERATORS) - TRANSFORMER_LAYERS - BLOCK_PRODUCTS
+_PRIMITIVES = frozenset(OPERATORS) - TRANSFORMER_LAYERS - {"::DequantizeLinear"}
+"""What came before: products of int8 with one scale are there, dequantization of blocks is not."""
 _BUILDER_OPTIONS: Mapping[str, None] = {
     "profiling_verbosity": None,
     "builder_optimization_level": None,
@@ -82,7 +83,8 @@ TENSORRT_8_6 = Capabilities(
     operators=_PRIMITIVES,
     lists_every_operator=True,
     compute_dtypes=(DType.FLOAT16, DType.FLOAT32),
-    schemes=frozenset(),
+    # The first two are stored as what they stand for; see `passes/widen_weights.py`.
+    schemes=frozenset({"W8A16", "W4A16", *_INT8_PRODUCTS}),
     supports_softcap=False,
     gathers_cache=True,
     narrows_integers=True,
@@ -102,7 +104,7 @@ TENSORRT_8_6 = Capabilities(
         "weight_streaming": "it came with TensorRT 10.1",
     },
 )
-"""8.6 to 8.x: no bfloat16, int64, FP8 and int4, no layer of a transformer, types are wishes."""
+"""8.6 to 8.x: no bfloat16, int64, FP8, no constants of 4 and 8 bits, no layer of a transformer, types are wishes."""
 
 TENSORRT_9 = replace(
     TENSORRT_8_6,
@@ -114,11 +116,11 @@ TENSORRT_9 = replace(
 
 TENSORRT_10 = replace(
     TENSORRT_9,
-    narrows_integers=True,
+    value_dtypes=(TENSORRT_9.value_dtypes or frozenset()) | {DType.INT8},
     options={**TENSORRT_9.options, "strip_plan": None, "weight_streaming": None},
     refusals=_GATHERED_CACHE,
 )
-"""10.0 to 10.14: strongly typed. Integers stay int32, as the kernels index by them."""
+"""10.0 to 10.14: strongly typed, constants of 8 bits. Integers stay int32, as the kernels index by them."""
 
 TENSORRT_10_15 = replace(
     CAPABILITIES,

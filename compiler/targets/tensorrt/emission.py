@@ -180,7 +180,8 @@ class Emission:
         if key not in self._constants:
             data = self._payload(value.const_value)
             self._alive.append(data)
-            weights = self.trt.Weights(getattr(self.trt.DataType, type_name), data.ctypes.data, prod(shape))
+            weights = self.library.raw_weights(type_name, data, prod(shape))
+            self._alive.append(weights)
             layer = self._call(self.network.add_constant, shape, weights)
             if layer is None:
                 raise self.refusal(self._log.first_error())
@@ -229,6 +230,24 @@ class Emission:
             self._alive.append(tensor)
             self._casts[key] = self.out("add_cast", tensor, wanted)
         return self._casts[key]
+
+    def quantized(self, tensor: Any, scale: Any, type_name: str, *, axis: int = -1) -> Any:
+        """`tensor` rounded by one scale, or by one for each element of `axis`."""
+        return self._along(
+            axis, self.named(self._call(self.library.add_quantize, self.network, tensor, scale, type_name))
+        )
+
+    def dequantized(self, tensor: Any, scale: Any, dtype: DType, *, axis: int = -1) -> Any:
+        """The inverse of `quantized`."""
+        return self._along(
+            axis, self.named(self._call(self.library.add_dequantize, self.network, tensor, scale, dtype))
+        )
+
+    @staticmethod
+    def _along(axis: int, layer: Any) -> Any:
+        if axis >= 0:
+            layer.axis = axis
+        return layer.get_output(0)
 
     def binary(self, left: Any, right: Any, operation: str) -> Any:
         return self.out("add_elementwise", left, right, getattr(self.trt.ElementWiseOperation, operation))

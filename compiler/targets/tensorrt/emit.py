@@ -16,6 +16,7 @@ import onnx_ir as ir
 from trtllm.checkpoints.evaluation import RecipeReader
 from trtllm.compiler.engine import ENGINE, EngineWriter, ProfileEntry, TargetEntry
 from trtllm.compiler.ir.builder import dims, dtype_of
+from trtllm.compiler.ir.dialect import is_dialect
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.text import to_proto_without_weights
 from trtllm.compiler.ir.weights import DTYPES, Weight
@@ -126,7 +127,7 @@ def _build(
     if halves and (held := library.set_precisions(definition)):
         progress.note(f"{held} of {definition.num_layers} layers are held to float32")
     config = builder.create_builder_config()
-    library.configure(config, build, halves=halves)
+    library.configure(config, build, halves=halves, bytes_=_rounds(network.graph))
     for entry in planned:
         _add_profile(builder, config, network.graph, entry)
     cache = None if library.flavour.builds_without_gpu else timing_cache_path(library)
@@ -172,6 +173,10 @@ def _no_builder(library: Library, log: Log, error: Exception | None) -> TargetEr
 
 def _has_halves(graph: ir.Graph) -> bool:
     return any(value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for value in graph.initializers.values())
+
+
+def _rounds(graph: ir.Graph) -> bool:
+    return any(is_dialect(node, "ScaledLinear") for node in graph)
 
 
 def add_graph(e: Emission, graph: ir.Graph) -> None:

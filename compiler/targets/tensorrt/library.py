@@ -72,6 +72,11 @@ class Library:
         """Whether int64 becomes int32."""
         return not self.is_rtx and self.release.numbers < (10, 15)
 
+    @property
+    def quantizes_float32(self) -> bool:
+        """Whether what is rounded has the type of its scale, which is float32."""
+        return not self.is_rtx and self.release.numbers < (10, 15)
+
     def data_type(self, dtype: DType) -> Any:
         if dtype is DType.INT64 and self.narrows_integers:
             dtype = DType.INT32
@@ -96,6 +101,25 @@ class Library:
             return self.module.Weights(data.reshape(-1).view(dtype.numpy))
         return self.module.Weights(self.data_type(dtype), data.ctypes.data, count)
 
+    def raw_weights(self, type_name: str, data: np.ndarray, count: int) -> Any:
+        """The same of bytes in one of the library's types, which ours need not have a name for."""
+        if not self.is_rtx and self.release.numbers < (9,):
+            assert type_name == "FLOAT", f"version 8 takes no constants of {type_name}"
+            return self.module.Weights(data.reshape(-1).view(np.float32))
+        return self.module.Weights(getattr(self.module.DataType, type_name), data.ctypes.data, count)
+
+    def add_quantize(self, network: Any, tensor: Any, scale: Any, type_name: str) -> Any:
+        """Rounds by a scale; version 8 rounds to int8 alone."""
+        if not self.is_rtx and self.release.numbers < (9,):
+            return network.add_quantize(tensor, scale)
+        return network.add_quantize(tensor, scale, getattr(self.module.DataType, type_name))
+
+    def add_dequantize(self, network: Any, tensor: Any, scale: Any, dtype: DType) -> Any:
+        """The inverse; what version 8 makes is float32."""
+        if not self.is_rtx and self.release.numbers < (9,):
+            return network.add_dequantize(tensor, scale)
+        return network.add_dequantize(tensor, scale, self.data_type(dtype))
+
     def add_attention(self, network: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
         """Softmax(query key', where mask holds) value; unscaled."""
         softmax = self.module.AttentionNormalizationOp.SOFTMAX
@@ -118,7 +142,9 @@ class Library:
             return 0
         trt, count = self.module, 0
         kinds = trt.LayerType
-        free = (kinds.CONSTANT, kinds.SHAPE, kinds.CAST, kinds.MATRIX_MULTIPLY)
+        free = (
+            kinds.CONSTANT, kinds.SHAPE, kinds.CAST, kinds.MATRIX_MULTIPLY, kinds.QUANTIZE, kinds.DEQUANTIZE
+        )  # fmt: skip
         for index in range(network.num_layers):
             layer = network.get_layer(index)
             if layer.type in free or layer.get_output(0).dtype != trt.DataType.FLOAT:
@@ -132,8 +158,9 @@ class Library:
 
     # -- building --------------------------------------------------------------------------------------------------
 
-    def configure(self, config: Any, build: BuildConfig, *, halves: bool) -> None:
-        """Applies the build's options for this library; `halves` says that the graph has 16-bit values."""
+    def configure(self, config: Any, build: BuildConfig, *, halves: bool, bytes_: bool = False) -> None:
+        """Applies the build's options for this library; `halves` says that the graph has 16-bit values, `bytes_` that
+        it rounds to 8 bits."""
         flags = self.module.BuilderFlag
         if build.builder_optimization_level is not None:
             config.builder_optimization_level = build.builder_optimization_level
@@ -144,6 +171,8 @@ class Library:
         if not self.is_strongly_typed and halves:
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        if not self.is_strongly_typed and bytes_:
+            config.set_flag(flags.INT8)
         if build.compute_capabilities:
             config.num_compute_capabilities = len(build.compute_capabilities)
             for index, name in enumerate(build.compute_capabilities):

@@ -162,6 +162,7 @@ _Shuffle, _Concatenation, _Softmax, _Gather, _Scatter = (
     _layer_class(name)
     for name in ("IShuffleLayer", "IConcatenationLayer", "ISoftMaxLayer", "IGatherLayer", "IScatterLayer")
 )
+_Quantize, _Dequantize = _layer_class("IQuantizeLayer"), _layer_class("IDequantizeLayer")
 _Elementwise, _Slice = _layer_class("IElementWiseLayer"), _layer_class("ISliceLayer")
 
 
@@ -290,6 +291,22 @@ def _topk(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(x, order, axis), order.astype(np.int32)
 
 
+def _scale_along(layer: Any, rank: int, scale: np.ndarray) -> np.ndarray:
+    """A scale for all, or one for each element of the layer's axis."""
+    assert scale.dtype == np.float32 and (scale > 0).all() and scale.ndim == (1 if "axis" in layer.__dict__ else 0)
+    return scale.reshape([-1 if axis == layer.axis else 1 for axis in range(rank)]) if scale.ndim else scale
+
+
+def _quantize(layer: Any, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    assert x.dtype == np.float32, "what is rounded has the type of its scale"
+    return np.clip(np.rint(x / _scale_along(layer, x.ndim, scale)), -128, 127).astype(np.int8)
+
+
+def _dequantize(layer: Any, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    assert x.dtype == np.int8
+    return x.astype(np.float32) * _scale_along(layer, x.ndim, scale)
+
+
 def _select(layer: Any, condition: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:
     assert condition.dtype == np.bool_ and yes.dtype == no.dtype and condition.ndim == yes.ndim == no.ndim
     return np.where(condition, yes, no)
@@ -387,6 +404,12 @@ class Network(Strict):
 
     def add_select(self, condition: Tensor, yes: Tensor, no: Tensor) -> Layer:
         return self._keep(Layer("SELECT", [condition, yes, no], _select))
+
+    def add_quantize(self, x: Tensor, scale: Tensor) -> Layer:
+        return self._keep(_Quantize("QUANTIZE", [x, scale], _quantize))
+
+    def add_dequantize(self, x: Tensor, scale: Tensor) -> Layer:
+        return self._keep(_Dequantize("DEQUANTIZE", [x, scale], _dequantize))
 
     def add_shape(self, x: Tensor) -> Layer:
         return self._keep(Layer("SHAPE", [x], lambda layer, value: np.asarray(value.shape, np.int32)))

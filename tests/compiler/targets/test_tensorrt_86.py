@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trtllm.compiler import pipeline
 from trtllm.compiler.engine import ENGINE, open_engine
 from trtllm.compiler.models.table import ARCHITECTURES
-from trtllm.compiler.pipeline import build_engine, finish_build, prepare_build
+from trtllm.compiler.pipeline import build_engine, finish_build, prepare_build, read_model
 from trtllm.compiler.targets.tensorrt.package import finish_package, open_package
 from trtllm.config import build_config
 from trtllm.errors import TargetError, UsageError
+from trtllm.progress import Silent
 
-from . import fake_tensorrt
+from . import fake_tensorrt, test_tensorrt_graphs
 
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "DistilBert")
 DECODERS = [name for name in ARCHITECTURES if not name.startswith(ENCODERS)]
@@ -136,6 +138,57 @@ def test_halves_stay_near_and_what_must_be_float_is_held(tensorrt_86, tiny_model
     }
     assert all(layer.precision is tensorrt_86.DataType.FLOAT for layer in held)
     assert not any(layer.type is tensorrt_86.LayerType.MATRIX_MULTIPLY and "Linear" in layer.name for layer in held)
+
+
+def _logits_of_the_scheme(model: Any, texts: list[np.ndarray], monkeypatch: Any, **options: Any) -> list[np.ndarray]:
+    """The last logits of each row by the graph of another version, whose products are spelled out in onnxruntime."""
+    with monkeypatch.context() as patch:
+        patch.setattr(test_tensorrt_graphs, "PROMPT_LENGTHS", np.array([len(text) for text in texts]))
+        graph = test_tensorrt_graphs.Graph(model, tensorrt_version="rtx-1.7", **options)
+        padded = np.zeros((len(texts), max(map(len, texts))), np.int64)
+        for row, text in enumerate(texts):
+            padded[row, : len(text)] = text
+        logits = graph.step(padded, np.zeros(len(texts), np.int64), np.array([len(text) for text in texts]))
+    return list(logits[:, 0])
+
+
+@pytest.mark.parametrize("quantization", ["W8A16", "W4A16"])
+def test_blocks_of_integers_become_the_constants_that_they_stand_for(
+    tensorrt_86, tiny_model, tmp_path, monkeypatch, quantization
+) -> None:
+    model = tiny_model("LlamaForCausalLM")
+    expected = [_logits_of_the_scheme(model, rows, monkeypatch, quantization=quantization) for rows in _texts()]
+    texts = _emit(tensorrt_86, model, tmp_path, quantization=quantization)
+    for run, rows in enumerate(texts):
+        for row in range(len(rows)):
+            found = tensorrt_86.results(run)["logits"][row]
+            np.testing.assert_allclose(found, expected[run][row], atol=TOLERANCE, rtol=TOLERANCE)
+    assert np.abs(expected[0][0] - _reference(model, texts[0][0])[-1]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("quantization", ["W8A8_SQ_PER_CHANNEL", "W8A8_SQ_PER_TENSOR_PLUGIN"])
+def test_products_of_int8_are_rounded_by_the_engine(
+    tensorrt_86, tiny_model, tmp_path, monkeypatch, quantization, dtype
+) -> None:
+    model = tiny_model("LlamaForCausalLM")
+    checkpoint = read_model(model, progress=Silent())
+    tokens = np.random.default_rng(7).integers(3, 128, (4, 16))
+    settings = build_config({"target": "tensorrt", "quantization": quantization, "max_seq_len": 48})
+    calibration = pipeline.calibrated(checkpoint, settings, Silent(), tokens=tokens)
+    monkeypatch.setattr(pipeline, "calibrated", lambda *_, **__: calibration)
+    texts = _emit(tensorrt_86, model, tmp_path, quantization=quantization, dtype=dtype)
+    assert "INT8" in tensorrt_86.last("config")._set
+    network = tensorrt_86.last("network")
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    rounding = [layer for layer in layers if layer.type is tensorrt_86.LayerType.QUANTIZE]
+    products = [node for node in layers if node.type is tensorrt_86.LayerType.MATRIX_MULTIPLY and "scaled" in node.name]
+    assert len(rounding) == 2 * len(products) == 2 * 2 * 4  # q, k and v are packed, and so are gate and up
+    assert not any("precision" in layer.__dict__ for layer in rounding)
+    for row, text in enumerate(texts[0]):
+        expected = _reference(model, text)[-1]
+        error = np.abs(tensorrt_86.results(0)["logits"][row] - expected).max() / np.abs(expected).max()
+        assert 1e-4 < error < 0.1
 
 
 def test_every_weight_has_its_name_and_a_plan_its_profiles(tensorrt_86, tiny_model, tmp_path) -> None:
