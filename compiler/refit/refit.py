@@ -246,9 +246,10 @@ def _write(prepared: PreparedRefit, writer: EngineWriter, progress: Progress) ->
     if engine.target == "onnxruntime":
         manifest = _write_weights(prepared, writer, progress)
     else:
-        from trtllm.compiler.refit.plan import rebuild_plan
+        from trtllm.compiler.refit.plan import renew_plan
 
-        manifest = rebuild_plan(engine, prepared.recipes, prepared.reader, writer, progress)
+        changed = set(prepared.report.changed_weights)
+        manifest = renew_plan(engine, prepared.recipes, changed, prepared.reader, writer, progress)
     progress.stage("finishing")
     _check_reverted(prepared, manifest)
     replaces = given.kind == "checkpoint" and given.is_complete and given.checkpoint is not None

@@ -1,9 +1,12 @@
 """Tiny models of every architecture, made by transformers from a seed."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from . import fake_tensorrt
 
 VOCABULARY = 128
 POSITIONS = 64
@@ -49,3 +52,13 @@ def tiny_model() -> Callable[..., Any]:
         return model_class(config).eval()
 
     return make
+
+
+@pytest.fixture
+def tensorrt_86(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stand-in as the installed library, and no GPU."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    monkeypatch.setattr("trtllm.compiler.targets.tensorrt.emit.timing_cache_path", lambda _: None)
+    monkeypatch.setattr(fake_tensorrt, "_state", {})
+    return fake_tensorrt

@@ -7,6 +7,7 @@ of other sizes: an extent in which they differ is one that varies.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -491,7 +492,74 @@ class Builder(Strict):
     def build_serialized_network(self, network: Network, config: Config) -> bytes:
         for tensor in network._outputs:
             assert all(value.shape is not None for value in tensor._values)
-        return b"plan of " + str(len(network._layers)).encode()
+        stored = io.BytesIO()
+        np.savez(stored, **{name: weights.array for name, weights in network._weight_names.items()})
+        kind = "refittable" if "REFIT" in config._set else "fixed"
+        return f"plan of {len(network._layers)} layers, {kind}\n".encode() + stored.getvalue()
+
+
+class _Engine(Strict):
+    _real = "ICudaEngine"
+
+    def __init__(self, plan: bytes) -> None:
+        self._title, stored = plan.split(b"\n", 1)
+        with np.load(io.BytesIO(stored)) as arrays:
+            self._weights = {name: arrays[name] for name in arrays.files}
+
+    @property
+    def refittable(self) -> bool:
+        return b"refittable" in self._title
+
+    def serialize(self) -> bytes:
+        stored = io.BytesIO()
+        np.savez(stored, **self._weights)
+        return self._title + b"\n" + stored.getvalue()
+
+
+class Runtime(Strict):
+    _real = "Runtime"
+
+    def __init__(self, logger: ILogger) -> None:
+        assert isinstance(logger, ILogger)
+
+    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
+        return _Engine(bytes(plan)) if bytes(plan).startswith(b"plan of") else None
+
+
+class Refitter(Strict):
+    """Takes weights by name, but for those that `fold` named."""
+
+    _real = "Refitter"
+
+    def __init__(self, engine: _Engine, logger: ILogger) -> None:
+        assert engine.refittable and isinstance(logger, ILogger)
+        self._engine, self._given = engine, {}
+
+    def get_all_weights(self) -> list[str]:
+        return [name for name in self._engine._weights if name not in _state.get("folded", ())]
+
+    def set_named_weights(self, name: str, weights: Weights) -> bool:
+        known = self._engine._weights[name]
+        self._given[name] = weights.array
+        return bool(weights.array.size == known.size and weights.array.dtype == known.dtype)
+
+    def get_missing_weights(self) -> list[str]:
+        return []
+
+    def refit_cuda_engine(self) -> bool:
+        for name, array in self._given.items():
+            self._engine._weights[name] = array.reshape(self._engine._weights[name].shape).copy()
+        return True
+
+
+def fold(*names: str) -> None:
+    """Makes plans that do not take these weights by name."""
+    _state["folded"] = names
+
+
+def weights_of(plan: bytes) -> dict[str, np.ndarray]:
+    """The named weights inside a plan."""
+    return _Engine(plan)._weights
 
 
 _state: dict[str, Any] = {}

@@ -1,6 +1,5 @@
 """What is emitted for TensorRT 8.6 uses the names that it has, obeys its ranks and types, and computes the model."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from trtllm.config import build_config
 from trtllm.errors import TargetError, UsageError
 from trtllm.progress import Silent
 
-from . import fake_tensorrt, test_tensorrt_graphs
+from . import test_tensorrt_graphs
 
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "DistilBert")
 DECODERS = [name for name in ARCHITECTURES if not name.startswith(ENCODERS)]
@@ -25,15 +24,6 @@ TOLERANCE = 2e-4
 BLOCK_TOKENS = 8
 RUNS = ((2, 5, 1), (3, 4, 3))
 """Rows, new tokens and table columns."""
-
-
-@pytest.fixture
-def tensorrt_86(monkeypatch):
-    """The stand-in as the installed library, and no GPU."""
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
-    monkeypatch.setattr("trtllm.compiler.targets.tensorrt.emit.timing_cache_path", lambda _: None)
-    return fake_tensorrt
 
 
 def _feeds(settings: dict[str, Any], texts: list[list[np.ndarray]]) -> Any:
