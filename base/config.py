@@ -20,7 +20,8 @@ class BuildConfig(BaseModel):
 
     Lengths count tokens, batch sizes count sequences. `None` means "derived": `max_seq_len` from the model and
     memory, `dtype` from the target, `opt_*` from the maxima, `group_size`, `weight_scales`, `has_zero_point` from the
-    scheme. The last is whether 4-bit blocks have a minimum beside their scale.
+    scheme. The last is whether 4-bit blocks have a minimum beside their scale. `activation_bits` is what products by
+    integers in blocks of 32 round their other side to.
 
     Without a `quantization` (or with "auto") a checkpoint that is stored quantized keeps its own, unless `dequantize`.
 
@@ -47,6 +48,7 @@ class BuildConfig(BaseModel):
     group_size: Literal[16, 32, 64, 128, 256] | None = None
     weight_scales: WeightScales | None = None
     has_zero_point: bool | None = None
+    activation_bits: Literal[8, 16] = 8
     exclude_modules: tuple[str, ...] = ()
     quantized_layers: dict[str, str] = Field(default_factory=dict)
     quantization_bits: float | None = Field(None, gt=0, le=32)

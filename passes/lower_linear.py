@@ -32,7 +32,8 @@ class LowerLinear(Pass):
 
     QuantizedLinear and MatMulNBits at accuracy_level 4 multiply by activations rounded to int8, which is several times
     as fast for one token. An encoder keeps float32 activations (level 1): an embedding is the activations, and rounding
-    them costs more than 8-bit weights do (all-MiniLM-L6-v2, 20 texts: lowest cosine 0.9982 against 0.9996).
+    them costs more than 8-bit weights do (all-MiniLM-L6-v2, 20 texts: lowest cosine 0.9982 against 0.9996). With 16
+    `activation_bits` QuantizedLinear rounds to these, and MatMulNBits not at all.
     """
 
     name = "lower-linear"
@@ -63,8 +64,9 @@ def _product(b: GraphBuilder, node: ir.Node, context: PassContext, *, rounds_act
     if dequantize is not None and dequantize.op_type in _DEQUANTIZATIONS and context.capabilities.packed_int4:
         has_kernel = rounds_activations and context.capabilities.has("QuantizedLinear", CPU)
         if has_kernel and _is_tileable(x, dequantize):
-            return _tiled_product(b, node, x, dequantize, bias)
+            return _tiled_product(b, node, x, dequantize, bias, context.build.activation_bits)
     if dequantize is not None and dequantize.op_type == "DequantizeLinear" and context.capabilities.packed_int4:
+        rounds_activations = rounds_activations and context.build.activation_bits == 8
         return _bits_product(b, x, dequantize, bias, accuracy=4 if rounds_activations else 1)
     weight = weight_of(matrix)
     if weight is not None and len(matrix.uses()) > 1:
@@ -106,18 +108,20 @@ def _is_tileable(x: ir.Value, dequantize: ir.Node) -> bool:
     return rounded and dtype_of(x) == ir.DataType.FLOAT and dequantize.attributes["block_size"].value == 32
 
 
-def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.Node, bias: ir.Value | None) -> ir.Value:
+def _tiled_product(
+    b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.Node, bias: ir.Value | None, activation_bits: int
+) -> ir.Value:  # fmt: skip
     values, scales = (weight_of(value) for value in dequantize.inputs[:2])
     assert values is not None and scales is not None and isinstance(scales.recipe, Cast)
     out_features, in_features = values.recipe.shape
     tiles = b.weight(f"{values.name}_tiles", TiledValues(values.recipe))
     inputs: list[ir.Value | None] = [tiles, b.weight(f"{scales.name}_tiles", TiledScales(scales.recipe.of))]
-    offset = {}
+    details = {} if activation_bits == 8 else {"activation_bits": activation_bits}
     if dequantize.op_type == "DequantizeBlocks":
         offsets = weight_of(dequantize.inputs[2])
         assert offsets is not None
         inputs += [bias, b.weight(f"{offsets.name}_tiles", TiledScales(offsets.recipe))]
-        offset["offset"] = OFFSETS[attributes_of(dequantize)["offset"]]
+        details["offset"] = OFFSETS[attributes_of(dequantize)["offset"]]
     elif bias is not None:
         inputs.append(bias)
     gate, operand = gate_before(node, x)
@@ -132,7 +136,7 @@ def _tiled_product(b: GraphBuilder, node: ir.Node, x: ir.Value, dequantize: ir.N
         N=out_features,
         bits=values.recipe.dtype.bits,
         gate=gate,
-        **offset,
+        **details,
     )
 
 

@@ -35,7 +35,8 @@ class SmoothActivations(Pass):
     x = Attention(q, k, Linear(h, V))        V / s by rows, where the query heads of a key-value head share factors
 
     Elsewhere a product divides its inputs when it runs. Without rounding the results are the same. What is measured
-    decides the factors (`PassContext.ranges`): without it, as in a mere plan, nothing changes.
+    decides the factors (`PassContext.ranges`): without it, as in a mere plan, nothing changes. Ranges of columns are
+    those of the weights as published, before rows of some are divided: any factors are exact.
     """
 
     name = "smooth-activations"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 BUILD_FIELDS = (
     "target", "dtype", "quantization", "dequantize", "kv_cache_quant_algo", "optimization_level",
-    "weight_scales", "has_zero_point", "exclude_modules", "quantized_layers", "quantization_bits", "group_size",
+    "weight_scales", "has_zero_point", "activation_bits", "exclude_modules", "quantized_layers", "quantization_bits",
+    "group_size",
     "calib_dataset", "calib_size", "calib_max_seq_length", "calib_inputs", "calib_dir",
     "max_batch_size", "max_input_len", "max_seq_len",
     "max_num_tokens", "opt_batch_size", "opt_num_tokens", "gather_context_logits", "logits_dtype", "pooling",

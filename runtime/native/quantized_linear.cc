@@ -140,7 +140,9 @@ void multiply_portable(const TiledWeight &w, const RoundedRows &a, std::int64_t 
                     total = std::fma(static_cast<float>(sum), scale * a.scales[row * blocks + block], total);
                     if (w.offsets) total = std::fma(block_offset(w, place, scale), a.sums[row * blocks + block], total);
                 }
-                y[row * w.outputs + n] = total + (w.bias ? w.bias[n] : 0.0f);
+                float &result = y[a.result(row) * w.outputs + n];
+                const bool is_first = row % a.planes == 0;
+                result = total + (is_first ? (w.bias ? w.bias[n] : 0.0f) : result);
             }
         }
     }
@@ -224,10 +226,15 @@ AVX2_TARGET void tile_rows_avx2(const TiledWeight &w, const RoundedRows &a, std:
         }
     }
     for (int r = 0; r < Rows; ++r) {
+        if constexpr (Rows % 2 == 0)
+            if (a.planes == 2) {
+                for (int half = 0; half < 2; ++half) totals[r + 1][half] = _mm256_add_ps(totals[r][half], totals[r + 1][half]);
+                ++r;
+            }
         float results[tile_width];
         _mm256_storeu_ps(results, totals[r][0]);
         _mm256_storeu_ps(results + 8, totals[r][1]);
-        float *destination = y + (row + r) * w.outputs + tile * tile_width;
+        float *destination = y + a.result(row + r) * w.outputs + tile * tile_width;
         for (std::int64_t c = 0; c < columns; ++c)
             destination[c] = results[c] + (w.bias ? w.bias[tile * tile_width + c] : 0.0f);
     }
@@ -238,6 +245,7 @@ void multiply_avx2(const TiledWeight &w, const RoundedRows &a, std::int64_t firs
     for (std::int64_t tile = first; tile < last; ++tile) {
         std::int64_t row = 0;
         for (; row + 4 <= a.rows; row += 4) tile_rows_avx2<Bits, HasOffsets, 4>(w, a, tile, row, y);
+        if (a.planes == 2 && row < a.rows) tile_rows_avx2<Bits, HasOffsets, 2>(w, a, tile, row, y), row += 2;
         for (; row < a.rows; ++row) tile_rows_avx2<Bits, HasOffsets, 1>(w, a, tile, row, y);
     }
 }
@@ -314,8 +322,12 @@ VNNI_TARGET void tile_rows_vnni(const TiledWeight &w, const RoundedRows &a, std:
         const std::int64_t n = (tile + t) * tile_width, columns = std::min(tile_width, w.outputs - n);
         const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
         const __m512 bias = w.bias ? _mm512_maskz_loadu_ps(mask, w.bias + n) : _mm512_setzero_ps();
-        for (int r = 0; r < Rows; ++r)
-            _mm512_mask_storeu_ps(y + (row + r) * w.outputs + n, mask, _mm512_add_ps(totals[r][t], bias));
+        for (int r = 0; r < Rows; ++r) {
+            __m512 total = totals[r][t];
+            if constexpr (Rows % 2 == 0)
+                if (a.planes == 2) total = _mm512_add_ps(total, totals[++r][t]);
+            _mm512_mask_storeu_ps(y + a.result(row + r) * w.outputs + n, mask, _mm512_add_ps(total, bias));
+        }
     }
 }
 
@@ -390,18 +402,23 @@ void round_row(const float *x, const TiledWeight &weight, Gate gate, const Round
                InstructionSet set) {
     const std::int64_t blocks = weight.blocks();
     const std::int32_t zero = weight.zero();
-    float gated_values[block_length];
+    float gated_values[block_length], left[block_length];
     for (std::int64_t block = 0; block < blocks; ++block) {
         const float *source = x + block * block_length;
         if (gate != Gate::none) {
             gate_values(source, source + weight.inputs, gate, gated_values, set);
             source = gated_values;
         }
-        std::int8_t *values = rounded.values + row * weight.inputs + block * block_length;
-        const std::int64_t place = row * blocks + block;
-        const std::int32_t sum = round_values(source, values, rounded.scales + place, set);
-        rounded.corrections[place] = -zero * sum;
-        if (weight.offsets) rounded.sums[place] = rounded.scales[place] * static_cast<float>(sum);
+        for (std::int64_t at = row * rounded.planes; at < (row + 1) * rounded.planes; ++at) {
+            std::int8_t *values = rounded.values + at * weight.inputs + block * block_length;
+            const std::int64_t place = at * blocks + block;
+            const std::int32_t sum = round_values(source, values, rounded.scales + place, set);
+            rounded.corrections[place] = -zero * sum;
+            if (weight.offsets) rounded.sums[place] = rounded.scales[place] * static_cast<float>(sum);
+            if (rounded.planes == 1) break;
+            for (int i = 0; i < block_length; ++i) left[i] = source[i] - rounded.scales[place] * values[i];
+            source = left;
+        }
     }
 }
 

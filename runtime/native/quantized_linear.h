@@ -4,7 +4,8 @@
 // load holds four consecutive inputs of sixteen outputs:
 //   8 bits: byte ((j * 16) + c) * 4 + i of a block is weight[c][4 j + i] + 128, j < 8
 //   4 bits: the same byte, j < 4, holds weight[c][4 j + i] + 8 in its low and weight[c][16 + 4 j + i] + 8 in its high nibble
-// and its scales as float16 [N/16, K/32, 16]. Activations are rounded to 8 bits by block as they come.
+// and its scales as float16 [N/16, K/32, 16]. Activations are rounded to 8 bits by block as they come, or to 16: then
+// what the first 8 bits leave is rounded to another 8, with a scale of its own, and multiplied like another row.
 //
 // A weight may have an offset for each block and output, float16 in the same tiles as the scales: a minimum m, and the
 // weight is scale * integer + m, or a zero point z, and it is scale * (integer - z). The integers of a 4-bit weight with
@@ -44,8 +45,12 @@ struct RoundedRows {
     std::int8_t *values;          // [rows, K]
     float *scales;                // [rows, K/32]
     std::int32_t *corrections;    // [rows, K/32]: minus what the weight stores for 0 times the sum of the block's values
-    std::int64_t rows;
+    std::int64_t rows;            // those of the activations, times `planes`
     float *sums = nullptr;        // [rows, K/32]: the block's sum, scaled; for a weight with offsets only
+    int planes = 1;               // with 2, row 2 r + 1 holds what rounding left of row 2 r, and both make result r
+
+    // The row of the results that a row adds to.
+    std::int64_t result(std::int64_t row) const { return planes == 2 ? row >> 1 : row; }
 };
 
 enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2, gelu = 3 };
@@ -55,7 +60,7 @@ enum class InstructionSet : int { portable = 0, avx2 = 1, avx512_vnni = 2 };
 // The widest set that this machine has and these loops use.
 InstructionSet best_instruction_set();
 
-// Rounds one row. With a gate, x holds 2K values and the row is gate(x[0:K]) * x[K:2K].
+// Rounds one row of activations to its row or two. With a gate, x holds 2K values and the row is gate(x[0:K]) * x[K:2K].
 void round_row(const float *x, const TiledWeight &weight, Gate gate, const RoundedRows &rounded, std::int64_t row,
                InstructionSet set = best_instruction_set());
 

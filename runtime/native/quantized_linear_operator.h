@@ -2,7 +2,8 @@
 //
 // Inputs: x float [..., K] ([..., 2K] with a gate), values uint8 [N/16, K/32, bytes], scales float16 [N/16, K/32, 16],
 // bias float [N] (optional), offsets float16 [N/16, K/32, 16] (optional). Attributes: N, K, bits (4 or 8), gate (0 none,
-// 1 silu, 2 gelu_tanh, 3 gelu), and with offsets what they are, offset (1 minima, 2 zero points).
+// 1 silu, 2 gelu_tanh, 3 gelu), with offsets what they are, offset (1 minima, 2 zero points), and activation_bits, what
+// activations are rounded to (8, or 16).
 #pragma once
 
 #include <algorithm>
@@ -25,7 +26,8 @@ public:
           inputs_(attributes.integer("K")),
           bits_(static_cast<int>(attributes.integer("bits"))),
           gate_(static_cast<Gate>(attributes.integer("gate"))),
-          offset_(static_cast<Offset>(attributes.integer_or("offset", 0))) {}
+          offset_(static_cast<Offset>(attributes.integer_or("offset", 0))),
+          planes_(attributes.integer_or("activation_bits", 8) == 16 ? 2 : 1) {}
 
     void operator()(const KernelCall &call) const {
         auto shape = call.shape(0);
@@ -49,11 +51,12 @@ private:
         thread_local std::vector<float> scales;
         thread_local std::vector<std::int32_t> corrections;
         thread_local std::vector<float> sums;
-        values.resize(std::max<std::size_t>(values.size(), rows * inputs_));
-        scales.resize(std::max<std::size_t>(scales.size(), rows * weight.blocks()));
-        corrections.resize(std::max<std::size_t>(corrections.size(), rows * weight.blocks()));
-        if (weight.offsets) sums.resize(std::max<std::size_t>(sums.size(), rows * weight.blocks()));
-        const RoundedRows rounded{values.data(), scales.data(), corrections.data(), rows, sums.data()};
+        const std::int64_t rounded_rows = rows * planes_, blocks = rounded_rows * weight.blocks();
+        values.resize(std::max<std::size_t>(values.size(), rounded_rows * inputs_));
+        scales.resize(std::max<std::size_t>(scales.size(), blocks));
+        corrections.resize(std::max<std::size_t>(corrections.size(), blocks));
+        if (weight.offsets) sums.resize(std::max<std::size_t>(sums.size(), blocks));
+        const RoundedRows rounded{values.data(), scales.data(), corrections.data(), rounded_rows, sums.data(), planes_};
         const std::int64_t width = gate_ == Gate::none ? inputs_ : 2 * inputs_;
         const std::int64_t rows_per_task = std::max<std::int64_t>(1, (1 << 14) / width);
         auto task = [&](std::size_t index) {
@@ -81,6 +84,7 @@ private:
     int bits_;
     Gate gate_;
     Offset offset_;
+    int planes_;
 };
 
 }  // namespace trtllm

@@ -19,6 +19,7 @@ struct Case {
     Gate gate;
     bool bias;
     Offset offset = Offset::none;
+    int planes = 1;
 };
 
 // A random weight, tiled, with its values beside it.
@@ -80,8 +81,19 @@ struct Rounded {
     RoundedRows rows;
 
     explicit Rounded(const Case &c)
-        : values(c.rows * c.inputs), scales(c.rows * c.inputs / 32), corrections(c.rows * c.inputs / 32),
-          sums(c.rows * c.inputs / 32), rows{values.data(), scales.data(), corrections.data(), c.rows, sums.data()} {}
+        : values(c.planes * c.rows * c.inputs), scales(values.size() / 32), corrections(values.size() / 32),
+          sums(values.size() / 32),
+          rows{values.data(), scales.data(), corrections.data(), c.planes * c.rows, sums.data(), c.planes} {}
+
+    double scale(std::int64_t row, std::int64_t k, std::int64_t inputs) const { return scales[(row * inputs + k) / 32]; }
+
+    // What a row of activations has become.
+    double value(const Case &c, std::int64_t row, std::int64_t k) const {
+        double sum = 0.0;
+        for (std::int64_t at = row * c.planes; at < (row + 1) * c.planes; ++at)
+            sum += values[at * c.inputs + k] * scale(at, k, c.inputs);
+        return sum;
+    }
 };
 
 std::vector<float> random_rows(const Case &c, std::mt19937 &random) {
@@ -98,14 +110,19 @@ double gate_value(double x, Gate gate) {
     return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
 }
 
-// The rounded activations lie within half a step of the exact ones (and a little, for float32 gates).
+// The rounded activations lie within half a step of the exact ones (and a little, for float32 gates). A second plane's
+// step is 254 times as small as the first's: its largest element is at most half a step of that.
 bool rounds_well(const Case &c, const std::vector<float> &x, const Rounded &rounded) {
     for (std::int64_t row = 0; row < c.rows; ++row)
         for (std::int64_t k = 0; k < c.inputs; ++k) {
             const float *source = x.data() + row * c.inputs * (c.gate == Gate::none ? 1 : 2);
             const double exact = c.gate == Gate::none ? source[k] : gate_value(source[k], c.gate) * source[c.inputs + k];
-            const double scale = rounded.scales[(row * c.inputs + k) / 32];
-            if (std::fabs(rounded.values[row * c.inputs + k] * scale - exact) > 0.5001 * scale + 1e-5) return false;
+            const double scale = rounded.scale(row * c.planes + c.planes - 1, k, c.inputs);
+            if (c.planes == 2 && scale > rounded.scale(row * 2, k, c.inputs) * 1.001 / 254) return false;
+            // subtracting the first plane in float32 errs by an ulp of its largest value
+            const double roundings = c.planes == 2 ? 127 * 1.2e-7 * rounded.scale(row * 2, k, c.inputs) : 0.0;
+            const double gates = c.gate == Gate::none ? 0.0 : 1e-5;
+            if (std::fabs(rounded.value(c, row, k) - exact) > 0.5001 * scale + roundings + gates) return false;
         }
     return true;
 }
@@ -115,14 +132,14 @@ bool multiplies_well(const Case &c, const Weight &weight, const Rounded &rounded
         for (std::int64_t n = 0; n < c.outputs; ++n) {
             double sum = c.bias ? weight.bias[n] : 0.0, magnitude = std::fabs(sum);
             for (std::int64_t k = 0; k < c.inputs; ++k) {
-                const double x = rounded.values[row * c.inputs + k] * double(rounded.scales[(row * c.inputs + k) / 32]);
+                const double x = rounded.value(c, row, k);
                 const double product = weight.exact[n * c.inputs + k] * x;
                 const double offset = weight.added[(n * c.inputs + k) / 32] * x;
                 sum += product + offset;
                 magnitude += std::fabs(product) + std::fabs(offset);
             }
             // integer sums are exact; each block adds a few float32 roundings of partial sums below the magnitude
-            const double bound = magnitude * 1.2e-7 * ((c.offset == Offset::none ? 1 : 2) * (c.inputs / 32) + 4);
+            const double bound = magnitude * 1.2e-7 * ((c.offset == Offset::none ? 1 : 2) * (c.inputs / 32) + 4 + c.planes);
             if (!(std::fabs(y[row * c.outputs + n] - sum) <= bound + 1e-12)) return false;
         }
     return true;
@@ -145,8 +162,8 @@ int check(const Case &c, InstructionSet set) {
     multiply_tiles(tiled, rounded.rows, middle, tiled.tiles(), y.data(), set);
     const bool good = rounds_well(c, x, rounded) && multiplies_well(c, weight, rounded, y);
     if (!good)
-        std::printf("wrong: set %d, N %ld, K %ld, rows %ld, bits %d, gate %d, offset %d\n", int(set), long(c.outputs),
-                    long(c.inputs), long(c.rows), c.bits, int(c.gate), int(c.offset));
+        std::printf("wrong: set %d, N %ld, K %ld, rows %ld, bits %d, gate %d, offset %d, planes %d\n", int(set), long(c.outputs),
+                    long(c.inputs), long(c.rows), c.bits, int(c.gate), int(c.offset), c.planes);
     return good ? 0 : 1;
 }
 
@@ -167,8 +184,8 @@ void bench(const Case &c) {
         best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     const std::size_t offset_bytes = c.offset == Offset::none ? 0 : 2 * weight.offsets.size();
-    std::printf("offset %d, bits %d, N %5ld, K %4ld, rows %3ld: %8.1f us, %6.1f G multiply-adds/s, %5.1f GB/s of weights\n",
-                int(c.offset), c.bits,
+    std::printf("planes %d, offset %d, bits %d, N %5ld, K %4ld, rows %3ld: %8.1f us, %6.1f G multiply-adds/s, %5.1f GB/s of weights\n",
+                c.planes, int(c.offset), c.bits,
                 long(c.outputs), long(c.inputs), long(c.rows), best * 1e6,
                 double(c.outputs) * c.inputs * c.rows / best / 1e9,
                 double(weight.tiles.size() + 2 * weight.scales.size() + offset_bytes) / best / 1e9);
@@ -181,7 +198,8 @@ int main(int count, char **arguments) {
         for (const int bits : {4, 8})
             for (const std::int64_t rows : {1, 8, 128})
                 for (const Offset offset : {Offset::none, Offset::minimum, Offset::zero_point})
-                    bench({3072, 576, rows, bits, Gate::none, false, offset});
+                    for (const int planes : {1, 2})
+                        bench({3072, 576, rows, bits, Gate::none, false, offset, planes});
         return 0;
     }
     int failures = 0;
@@ -192,8 +210,9 @@ int main(int count, char **arguments) {
                     for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 19})
                         for (const Gate gate : {Gate::none, Gate::silu, Gate::gelu_tanh, Gate::gelu})
                             for (const Offset offset : {Offset::none, Offset::minimum, Offset::zero_point})
-                                failures += check({outputs, inputs, rows, bits, gate, rows % 2 == 0, offset},
-                                                  InstructionSet(set));
+                                for (const int planes : {1, 2})
+                                    failures += check({outputs, inputs, rows, bits, gate, rows % 2 == 0, offset, planes},
+                                                      InstructionSet(set));
     std::printf("%d failures\n", failures);
     return failures != 0;
 }

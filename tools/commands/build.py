@@ -85,6 +85,13 @@ def build(
             show_default="the scheme's",
         ),
     ] = None,
+    activation_bits: Annotated[
+        Number,
+        typer.Option(
+            help="8, or 16: what decoders round activations to before they multiply by integers in blocks.",
+            show_default="8",
+        ),
+    ] = None,
     exclude_modules: Annotated[
         Text, typer.Option(metavar="PATTERNS", help="Layers kept in full precision: lm_head,*.v_proj.")
     ] = None,

@@ -38,5 +38,5 @@ CAPABILITIES = Capabilities(
     external_weights=True,
     static_cache=False,
     packed_int4=True,
-    options={"kv_cache_quant_algo": frozenset({"INT8", "FP8"})},
+    options={"kv_cache_quant_algo": frozenset({"INT8", "FP8"}), "activation_bits": frozenset({"16"})},
 )

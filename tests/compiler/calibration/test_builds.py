@@ -86,6 +86,15 @@ def test_layers_of_other_schemes_keep_the_packed_graph_right(build, text_tokens)
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
+def test_activations_of_sixteen_bits_leave_what_rounded_weights_cost(build, text_tokens) -> None:
+    """Every product rounds what it reads to 8 bits, or to 16; beside that both engines are the same."""
+    full = build("full")
+    eight, sixteen = build("eight", quantization="W8A16"), build("sixteen", quantization="W8A16", activation_bits=16)
+    coarse, fine = (perplexity(engine, text_tokens, 128, reference=full).divergence for engine in (eight, sixteen))
+    assert fine < coarse
+    assert [entry.sha256 for entry in sixteen.manifest.weights] == [entry.sha256 for entry in eight.manifest.weights]
+
+
 def test_a_budget_of_bits_is_met_and_bought_well(build, text_tokens) -> None:
     full = build("full")
     four = build("four", quantization="W4A16_GPTQ")
