@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
@@ -12,6 +13,7 @@ from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.pruned import is_pruned_tensor
 from trtllm.checkpoints.quantize import CountedBlocks, QuantizedBlocks, convert, quantize_blocks, quantize_counted, tile
 from trtllm.checkpoints.recipes import (
+    TILE_BLOCK,
     TILE_ROWS,
     Affine,
     AsymmetricMinima,
@@ -78,7 +80,7 @@ class RecipeReader:
 
     def read(self, recipe: Recipe) -> np.ndarray:
         """The whole result in storage form, shape `recipe.shape` (int4: last axis halved)."""
-        return self._rows(recipe, 0, _extent(recipe))
+        return _kept(self._rows(recipe, 0, _extent(recipe)))
 
     def lacks(self, recipe: Recipe) -> bool:
         """Whether a tensor that it is made of was pruned from the checkpoint."""
@@ -86,10 +88,13 @@ class RecipeReader:
 
     def rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
         """Rows `start:stop` of the result; only what they are made of is read where that is possible."""
-        return self._rows(recipe, start, stop)
+        return _kept(self._rows(recipe, start, stop))
 
     def chunks(self, recipe: Recipe) -> Iterator[np.ndarray]:
-        """The result in row-major pieces; their concatenated bytes are the payload. A stack goes part by part."""
+        """The result in row-major pieces; their concatenated bytes are the payload. A stack goes part by part.
+
+        A piece may be a read-only view of the checkpoint's file: let go of it before the next but few is taken.
+        """
         parts = stack_parts(recipe)
         if parts is not None:
             for part in parts:
@@ -98,10 +103,10 @@ class RecipeReader:
         if isinstance(recipe, Reshape):  # the same bytes in the same order
             yield from self.chunks(recipe.of)
             return
-        rows = _extent(recipe)
         step = chunk_rows(recipe, self.chunk_bytes)
-        for start in range(0, rows, step):
-            yield np.ascontiguousarray(self._rows(recipe, start, min(start + step, rows)))
+        for first, last in pairwise((0, *_seams(recipe), _extent(recipe))):
+            for start in range(first, last, step):
+                yield np.ascontiguousarray(self._rows(recipe, start, min(start + step, last)))
 
     def _rows(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
         match recipe:
@@ -131,7 +136,7 @@ class RecipeReader:
             case _ if recipe.step in SCALED_STEPS:
                 return self._scaled(recipe, start, stop)
             case Stack():
-                return np.stack([self.read(part) for part in recipe.parts[start:stop]])
+                return np.stack([self._rows(part, 0, _extent(part)) for part in recipe.parts[start:stop]])
             case Concat(axis=0):
                 return self._concatenated_rows(recipe, start, stop)
             case Slice(axis=0):
@@ -152,7 +157,7 @@ class RecipeReader:
                 f"tensor '{recipe.name}' is {_times(tensor.spec.shape)}, expected {_times(recipe.source_shape)}",
                 "the checkpoint is of another model",
             )
-        values = tensor.read(start, stop)
+        values = getattr(tensor, "borrow", tensor.read)(start, stop)
         return cast_array(values, tensor.spec.dtype, recipe.source_dtype, self._threads)
 
     def _row_wise(self, recipe: Recipe, start: int, stop: int) -> np.ndarray:
@@ -181,7 +186,7 @@ class RecipeReader:
         assert isinstance(recipe, Reshape | Transpose)
         if isinstance(recipe, Transpose) and recipe.permutation == (1, 0) and is_row_separable(recipe.of):
             return self._turned(recipe)
-        values = self.read(recipe.of)
+        values = self._rows(recipe.of, 0, _extent(recipe.of))
         if isinstance(recipe, Reshape):
             return values.reshape(_storage_shape(recipe))
         return np.ascontiguousarray(values.transpose(recipe.permutation))
@@ -205,8 +210,10 @@ class RecipeReader:
             offset += rows
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=0)
 
-    def _quantized_rows(self, recipe: QuantizedValues | AsymmetricValues, start: int, stop: int) -> np.ndarray:
-        blocks = self._quantize(recipe, start, stop)
+    def _quantized_rows(
+        self, recipe: QuantizedValues | AsymmetricValues, start: int, stop: int, *, tiled: bool = False
+    ) -> np.ndarray:
+        blocks = self._quantize(recipe, start, stop, tiled=tiled)
         for key, found in zip(_beside(recipe), blocks[1:], strict=True):
             self._scales.setdefault(key, {})[start] = found
         return blocks.values
@@ -227,8 +234,10 @@ class RecipeReader:
             return blocks.minima
         return blocks.scales
 
-    def _quantize(self, recipe: Recipe, start: int, stop: int) -> QuantizedBlocks | CountedBlocks:
-        """A quantization's rows, whichever of its parts is asked for."""
+    def _quantize(
+        self, recipe: Recipe, start: int, stop: int, *, tiled: bool = False
+    ) -> QuantizedBlocks | CountedBlocks:
+        """A quantization's rows, whichever of its parts is asked for; `tiled` goes with matrices in blocks of 32."""
         assert isinstance(
             recipe, QuantizedValues | QuantizedScales | AsymmetricValues | AsymmetricScales | AsymmetricMinima
         )
@@ -240,14 +249,14 @@ class RecipeReader:
             if isinstance(recipe, QuantizedValues | QuantizedScales):
                 blocks = quantize_blocks(
                     flat, recipe.bits, recipe.block_size, recipe.scale_dtype.value, search=recipe.search,
-                    threads=self._threads,
+                    tiled=tiled, threads=self._threads,
                 )  # fmt: skip
             else:
                 blocks = quantize_counted(flat, recipe.block_size, search=recipe.search, threads=self._threads)
         except ValueError as error:
             hint = "keep it unquantized" if "too large" in str(error) else "the checkpoint is damaged; fetch it again"
             raise BadInputError(f"cannot quantize {', '.join(recipe.sources())}: {error}", hint) from None
-        return type(blocks)(*(part.reshape(*lead, -1) for part in blocks))
+        return blocks if len(lead) == 1 else type(blocks)(*(part.reshape(*lead, -1) for part in blocks))
 
     def _dequantized_rows(self, recipe: Dequantized, start: int, stop: int) -> np.ndarray:
         assert isinstance(recipe.of, QuantizedValues)
@@ -282,7 +291,11 @@ class RecipeReader:
         return (values ^ zero_point).reshape(stop - start, *recipe.shape[1:])
 
     def _tiled_rows(self, recipe: TiledValues | TiledScales, start: int, stop: int) -> np.ndarray:
-        rows = self._rows(recipe.of, start * TILE_ROWS, min(stop * TILE_ROWS, recipe.of.shape[0]))
+        first, last = start * TILE_ROWS, min(stop * TILE_ROWS, recipe.of.shape[0])
+        of = recipe.of
+        if isinstance(of, QuantizedValues) and of.block_size == TILE_BLOCK:
+            return self._quantized_rows(of, first, last, tiled=True)
+        rows = self._rows(of, first, last)
         bits = 16 if isinstance(recipe, TiledScales) else recipe.of.dtype.bits
         return tile(rows, bits, recipe.shape[1], threads=self._threads)
 
@@ -322,6 +335,24 @@ def chunk_rows(recipe: Recipe, chunk_bytes: int) -> int:
         return rows
     bytes_per_row = max(1, _source_bytes(recipe) // rows)
     return min(max(1, chunk_bytes // bytes_per_row), rows)
+
+
+def _seams(recipe: Recipe) -> list[int]:
+    """Rows of the first axis where another part of a concatenation begins: chunks that end there join nothing."""
+    match recipe:
+        case Concat(axis=0):
+            return list(accumulate(part.shape[0] for part in recipe.parts[:-1]))
+        case Cast() | QuantizedValues() | UnsignedBlocks():
+            return _seams(recipe.of)
+        case TiledValues():
+            return [row // TILE_ROWS for row in _seams(recipe.of) if row % TILE_ROWS == 0]
+        case _:
+            return []
+
+
+def _kept(values: np.ndarray) -> np.ndarray:
+    """A copy of what may be a view of the checkpoint's file."""
+    return values if values.flags.writeable else values.copy()
 
 
 def cast_array(values: np.ndarray, source: DType, target: DType, threads: int = 0) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from trtllm import _native
@@ -33,3 +34,18 @@ def update_both(one: Digest, other: Digest, payload: Any) -> None:
     else:
         one.update(payload)
         other.update(payload)
+
+
+def update_in_turn(whole: Digest, digests: Sequence[Digest], payloads: Sequence[Any]) -> None:
+    """`update_both(whole, digest, payload)` of each pair; other threads run until all is done."""
+    if isinstance(whole, _native.Sha256):
+        _native.update_in_turn(whole, digests, payloads)
+    else:
+        for digest, payload in zip(digests, payloads, strict=True):
+            update_both(whole, digest, payload)
+
+
+def update_each(digests: Sequence[Digest], payloads: Sequence[Any]) -> None:
+    """Each message goes on with its payload."""
+    for digest, payload in zip(digests, payloads, strict=True):
+        digest.update(payload)

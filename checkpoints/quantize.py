@@ -46,6 +46,7 @@ def quantize_blocks(
     *,
     search: bool = False,
     importance: npt.NDArray[Any] | None = None,
+    tiled: bool = False,
     threads: int = 0,
 ) -> QuantizedBlocks:
     """Quantize each row's blocks symmetrically, rounding to the nearest integer, halves to even.
@@ -68,6 +69,7 @@ def quantize_blocks(
         scale_dtype: "float32", "float16" or "bfloat16".
         search: look for scales of least squared error.
         importance: float32 [K] or None, weighs the squared errors of a row's columns in the search.
+        tiled: give the values as `tile` would; of blocks of 32, without importance.
         threads: 0 means as many as the machine has.
 
     Raises:
@@ -89,9 +91,14 @@ def quantize_blocks(
     if importance is not None and (importance.shape != (columns,) or importance.dtype != np.float32):
         raise ValueError(f"importance is {importance.dtype} {importance.shape}, float32 ({columns},) is wanted")
 
-    values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
+    if tiled:
+        values: npt.NDArray[Any] = np.empty((-(-rows // 16), columns // 32, 64 * bits), np.uint8)
+    else:
+        values = np.empty((rows, columns // 2), np.uint8) if bits == 4 else np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // block_size), DTYPES[scale_dtype])
     wanted: dict[str, Any] = {"search": True, "importance": importance} if search else {}
+    if tiled:
+        wanted["tiled"] = True
     fault, block = _native.quantize_blocks(
         _as_words(x), name, bits, block_size, values, _as_words(scales), scale_dtype, threads, **wanted
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Recipe:
     def dtype(self) -> DType:
         raise AssertionError("abstract")
 
-    @property
+    @cached_property
     def operands(self) -> tuple[Recipe, ...]:
         names = _field_names(type(self))  # type: ignore[arg-type]  # a class is hashed as itself
         return tuple(value for name in names for value in _recipes_in(getattr(self, name)))
@@ -434,12 +434,20 @@ def recipe_from_json(data: dict[str, Any]) -> Recipe:
     cls = _STEPS.get(step) or SCALED_STEPS.get(step)
     if cls is None:
         raise ValueError(f"unknown recipe step {data.get('step')!r}")
-    known = {field.name for field in fields(cls)}
-    needed = {field.name for field in fields(cls) if field.default is MISSING}
+    known, needed = _known_fields(cls)  # type: ignore[arg-type]  # a class is hashed as itself
     given = {key: value for key, value in data.items() if key != "step"}
     if not needed <= given.keys() <= known:
         raise ValueError(f"recipe step '{cls.step}' has fields {sorted(given)}, expected {sorted(known)}")
     return cls(**{key: _decode(key, value) for key, value in given.items()})
+
+
+@cache
+def _known_fields(step: type[Recipe]) -> tuple[frozenset[str], frozenset[str]]:
+    """All fields of a step, and those that have no default."""
+    known = fields(step)
+    return frozenset(field.name for field in known), frozenset(
+        field.name for field in known if field.default is MISSING
+    )
 
 
 def _decode(key: str, value: Any) -> Any:

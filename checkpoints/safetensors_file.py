@@ -8,7 +8,7 @@ Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -37,13 +37,21 @@ class SafetensorsTensor:
     """Of the first byte, from the start of the file."""
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self._rows(start, stop, self.file.read)
+
+    def borrow(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """As `read`, but it may be read-only and must be let go of soon; see `FileReads.borrow`."""
+        is_aligned = self.offset % self.spec.dtype.numpy.itemsize == 0
+        return self._rows(start, stop, self.file.borrow if is_aligned else self.file.read)
+
+    def _rows(self, start: int, stop: int | None, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
         shape = self.spec.shape
         if not shape:
-            return self.file.read(self.offset, self.spec.nbytes).view(self.spec.dtype.numpy).reshape(())
+            return read(self.offset, self.spec.nbytes).view(self.spec.dtype.numpy).reshape(())
         start, stop, _ = slice(start, stop).indices(shape[0])
         rows = max(stop - start, 0)
         row_bytes = self.spec.dtype.byte_size(prod(shape[1:]))
-        payload = self.file.read(self.offset + start * row_bytes, rows * row_bytes)
+        payload = read(self.offset + start * row_bytes, rows * row_bytes)
         return payload.view(self.spec.dtype.numpy).reshape(rows, *shape[1:])
 
     def section(self, spec: TensorSpec, first_element: int) -> SafetensorsTensor:

@@ -3,10 +3,13 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "checkpoints/native/convert.h"
 #include "checkpoints/native/gptq.h"
@@ -41,7 +44,7 @@ void require(bool condition, const char *what) {
 nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bits, std::size_t block_size,
                           Destination values, Destination scales, const std::string &scale_dtype, int threads,
                           bool scalar, bool search, const std::optional<Floats> &importance,
-                          const std::optional<Halves> &minima) {
+                          const std::optional<Halves> &minima, bool tiled) {
     const trtllm::BlockJob job{source.data(),
                                float_named(dtype),
                                bits,
@@ -62,14 +65,21 @@ nb::tuple quantize_blocks(const Source &source, const std::string &dtype, int bi
     require(!importance || (job.columns > 0 && job.columns % block_size == 0 && source.size() % job.columns == 0),
             "the importance is not that of a row");
     const std::size_t blocks = source.size() / block_size;
-    require(values.nbytes() == source.size() * bits / 8 && scales.size() == blocks, "an output is of the wrong size");
+    const std::size_t rows = tiled ? source.shape(0) : 0, row_blocks = tiled && rows > 0 ? blocks / rows : 0;
+    require(!tiled || (source.ndim() == 2 && block_size == 32 && !scalar && !importance && !minima),
+            "tiles are of matrices, in blocks of 32");
+    require(values.nbytes() == (tiled ? (rows + 15) / 16 * row_blocks * 64 * bits : source.size() * bits / 8) &&
+                scales.size() == blocks,
+            "an output is of the wrong size");
     require(!minima || (bits == 4 && job.scale_dtype == trtllm::Float::float16 && minima->size() == blocks &&
                         block_size <= trtllm::kLongestBlock),
             "minima are float16, one for each block of 4-bit integers with float16 scales");
     trtllm::Outcome outcome;
     {
         nb::gil_scoped_release release;
-        outcome = scalar ? trtllm::quantize_range_scalar(job, 0, blocks) : trtllm::quantize_blocks(job, blocks, threads);
+        outcome = scalar  ? trtllm::quantize_range_scalar(job, 0, blocks)
+                  : tiled ? trtllm::quantize_tiles(job, rows, row_blocks, threads)
+                          : trtllm::quantize_blocks(job, blocks, threads);
     }
     const char *fault = outcome.fault == trtllm::Fault::none         ? ""
                         : outcome.fault == trtllm::Fault::not_finite ? "not_finite"
@@ -94,7 +104,9 @@ void tile(const Source &source, std::size_t rows, std::size_t blocks, int bits, 
     require(source.nbytes() == (bits == 16 ? rows * blocks * 2 : rows * blocks * 4 * bits), "the source is of the wrong size");
     require(tiles.nbytes() == (bits == 16 ? count * blocks * 32 : count * blocks * 64 * bits), "the tiles are of the wrong size");
     nb::gil_scoped_release release;
-    trtllm::parallel_ranges(count, 8, threads, [&](std::size_t first, std::size_t last) {
+    // Tiling runs at the speed of memory: a thread of its own is worth it for megabytes.
+    const std::size_t grain = std::max<std::size_t>(1, (std::size_t{1} << 20) / std::max<std::size_t>(1, 512 * blocks));
+    trtllm::parallel_ranges(count, grain, threads, [&](std::size_t first, std::size_t last) {
         if (bits == 16)
             trtllm::tile_scales(static_cast<const std::uint16_t *>(source.data()), rows, blocks,
                                 static_cast<std::uint16_t *>(tiles.data()), first, last);
@@ -137,13 +149,26 @@ nb::object map_cached(int descriptor, std::uint64_t offset, std::size_t count) {
     if (range.base == nullptr) return nb::none();
     nb::capsule owner(new trtllm::MappedRange(range), [](void *held) noexcept {
         const auto *mapped = static_cast<trtllm::MappedRange *>(held);
-        trtllm::unmap(*mapped);
+        {
+            nb::gil_scoped_release release;
+            trtllm::unmap(*mapped);
+        }
         delete mapped;
     });
     return nb::cast(nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>(range.bytes, {count}, owner));
 }
 
 const std::uint8_t *bytes_of(const Source &payload) { return static_cast<const std::uint8_t *>(payload.data()); }
+
+// update_both() of the file's message and each weight's.
+void update_in_turn(trtllm::Sha256State &whole, const std::vector<trtllm::Sha256State *> &digests,
+                    const std::vector<Source> &payloads) {
+    require(digests.size() == payloads.size(), "digests and payloads are not as many");
+    require(std::find(digests.begin(), digests.end(), nullptr) == digests.end(), "a digest is missing");
+    nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < payloads.size(); ++i)
+        trtllm::update_both(whole, *digests[i], bytes_of(payloads[i]), payloads[i].nbytes());
+}
 
 std::string hex_digest(const trtllm::Sha256State &state) {
     std::string text;
@@ -160,7 +185,7 @@ void bind_checkpoints(nb::module_ &module) {
     module.def("quantize_blocks", &quantize_blocks, nb::arg("source"), nb::arg("dtype"), nb::arg("bits"),
                nb::arg("block_size"), nb::arg("values"), nb::arg("scales"), nb::arg("scale_dtype"),
                nb::arg("threads") = 0, nb::arg("scalar") = false, nb::arg("search") = false,
-               nb::arg("importance") = nb::none(), nb::arg("minima") = nb::none());
+               nb::arg("importance") = nb::none(), nb::arg("minima") = nb::none(), nb::arg("tiled") = false);
     module.def("gptq", &gptq, nb::arg("weights"), nb::arg("factor"), nb::arg("order"), nb::arg("importance"),
                nb::arg("bits"), nb::arg("block_size"), nb::arg("static_scales"), nb::arg("values"), nb::arg("scales"),
                nb::arg("minima") = nb::none(), nb::arg("threads") = 0);
@@ -187,4 +212,5 @@ void bind_checkpoints(nb::module_ &module) {
             trtllm::update_both(one, other, bytes_of(payload), payload.nbytes());
         },
         nb::arg("one"), nb::arg("other"), nb::arg("payload"));
+    module.def("update_in_turn", &update_in_turn, nb::arg("whole"), nb::arg("digests"), nb::arg("payloads"));
 }

@@ -66,7 +66,7 @@ Range pick_range(Float from, Float to) {
     }
 }
 
-constexpr std::size_t kGrain = std::size_t{1} << 18;
+constexpr std::size_t kGrain = std::size_t{1} << 21;  // half a millisecond
 
 }  // namespace
 

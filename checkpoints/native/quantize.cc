@@ -4,15 +4,18 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <vector>
 
 #include "checkpoints/native/parallel.h"
 #include "checkpoints/native/scale_search.h"
+#include "checkpoints/native/tiles.h"
 #include "checkpoints/native/vectors.h"
 
 namespace trtllm {
 namespace {
 
-constexpr std::size_t kGrainElements = std::size_t{1} << 17;
+// Elements for which a thread is worth its start: half a millisecond of the plain rules, more of a search.
+constexpr std::size_t kGrainElements = std::size_t{1} << 20, kSearchGrainElements = std::size_t{1} << 16;
 
 float load(const void *source, Float dtype, std::size_t index) {
     if (dtype == Float::float32) return static_cast<const float *>(source)[index];
@@ -113,22 +116,57 @@ Outcome quantize_range_minima(const BlockJob &job, std::size_t begin, std::size_
     return {};
 }
 
-Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads) {
-    auto range = quantize_range_scalar;
+namespace {
+
+Outcome quantize_range(const BlockJob &job, std::size_t begin, std::size_t end) {
+    if (job.minima != nullptr) return quantize_range_minima(job, begin, end);
+    if (job.search) return quantize_range_search(job, begin, end);
 #ifdef TRTLLM_AVX2
-    if (has_avx2()) range = quantize_range_avx2;
+    if (has_avx2()) return quantize_range_avx2(job, begin, end);
 #endif
-    if (job.search) range = quantize_range_search;
-    if (job.minima != nullptr) range = quantize_range_minima;
+    return quantize_range_scalar(job, begin, end);
+}
+
+// Calls range(begin, end) on parts of [0, count) and returns the first fault.
+template <typename Range>
+Outcome first_fault(std::size_t count, std::size_t grain, int threads, const Range &range) {
     std::mutex mutex;
     Outcome first;
-    parallel_ranges(blocks, kGrainElements / job.block_size, threads, [&](std::size_t begin, std::size_t end) {
-        const Outcome outcome = range(job, begin, end);
+    parallel_ranges(count, grain, threads, [&](std::size_t begin, std::size_t end) {
+        const Outcome outcome = range(begin, end);
         if (outcome.fault == Fault::none) return;
         const std::lock_guard lock(mutex);
         if (first.fault == Fault::none || outcome.block < first.block) first = outcome;
     });
     return first;
+}
+
+}  // namespace
+
+Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads) {
+    const std::size_t grain = job.search ? kSearchGrainElements : kGrainElements;
+    return first_fault(blocks, grain / job.block_size, threads,
+                       [&](std::size_t begin, std::size_t end) { return quantize_range(job, begin, end); });
+}
+
+Outcome quantize_tiles(const BlockJob &job, std::size_t rows, std::size_t row_blocks, int threads) {
+    constexpr std::size_t height = 16;
+    const std::size_t tile_blocks = height * row_blocks, block_bytes = job.block_size * job.bits / 8;
+    const std::size_t grain = (job.search ? kSearchGrainElements : kGrainElements) / (tile_blocks * job.block_size) + 1;
+    return first_fault((rows + height - 1) / height, grain, threads, [&](std::size_t begin, std::size_t end) {
+        std::vector<std::uint8_t> values(tile_blocks * block_bytes);
+        BlockJob part = job;
+        part.values = values.data();
+        for (std::size_t tile = begin; tile < end; ++tile) {
+            const std::size_t first = tile * tile_blocks, height_here = std::min(height, rows - tile * height);
+            part.source = static_cast<const std::uint8_t *>(job.source) + first * job.block_size * size_of(job.dtype);
+            part.scales = static_cast<std::uint8_t *>(job.scales) + first * size_of(job.scale_dtype);
+            const Outcome outcome = quantize_range(part, 0, height_here * row_blocks);
+            if (outcome.fault != Fault::none) return Outcome{outcome.fault, first + outcome.block};
+            tile_values(values.data(), height_here, row_blocks, job.bits, job.values + first * block_bytes, 0, 1);
+        }
+        return Outcome{};
+    });
 }
 
 }  // namespace trtllm

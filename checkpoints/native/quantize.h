@@ -38,6 +38,10 @@ struct Outcome {
 // A block of zeros, or one whose scale rounds to zero, has scale 0 and zeros.
 Outcome quantize_blocks(const BlockJob &job, std::size_t blocks, int threads);
 
+// The same of a matrix whose rows have `row_blocks` blocks of 32, the values tiled (checkpoints/native/tiles.h); without
+// minima. A tile's values go from one cache line to the other, never to memory in between.
+Outcome quantize_tiles(const BlockJob &job, std::size_t rows, std::size_t row_blocks, int threads);
+
 // The two forms of one range; both give the same bits.
 Outcome quantize_range_scalar(const BlockJob &job, std::size_t begin, std::size_t end);
 Outcome quantize_range_avx2(const BlockJob &job, std::size_t begin, std::size_t end);

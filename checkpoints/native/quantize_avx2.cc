@@ -10,6 +10,14 @@ namespace {
 
 constexpr std::size_t kGroup = 8;  // blocks whose scales are made together
 
+// Bytes: fresh from the page cache a page is not in the processor's, which looks ahead within a page only.
+constexpr std::size_t kAhead = 2048;
+
+template <Float From>
+const char *element(const void *source, std::size_t index) {
+    return static_cast<const char *>(source) + index * size_of(From);
+}
+
 struct Group {
     alignas(32) std::uint32_t magnitudes[kGroup];  // of the largest elements, as bits
     alignas(32) std::uint32_t largests[kGroup];    // the highest bits, sign included: a negative's if there is one
@@ -31,6 +39,7 @@ TRTLLM_AVX2_INLINE void find_extremes(const BlockJob &job, std::size_t block, st
     const __m256i unsign = _mm256_set1_epi32(0x7fffffff);
     __m256i magnitudes = _mm256_setzero_si256(), largests = _mm256_setzero_si256();
     for (std::size_t i = block * job.block_size; i < (block + 1) * job.block_size; i += 8) {
+        if (i % (64 / size_of(From)) == 0) _mm_prefetch(element<From>(job.source, i) + kAhead, _MM_HINT_T0);
         const __m256i bits = _mm256_castps_si256(load8<From>(job.source, i));
         magnitudes = _mm256_max_epu32(magnitudes, _mm256_and_si256(bits, unsign));
         largests = _mm256_max_epu32(largests, bits);

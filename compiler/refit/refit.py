@@ -320,7 +320,7 @@ def _history(prepared: PreparedRefit) -> dict[str, Any]:
         "original": {
             "source": engine.config.get("source"),
             "weights": {entry.name: entry.sha256 for entry in engine.manifest.weights},
-            "recipes": {name: recipe.to_json() for name, recipe in stored_recipes(engine).items()},
+            "recipes": json.loads((engine.path / RECIPES).read_text(encoding="utf-8")),
         }
     }
     return {"version": 1, "original": known["original"], "weights_from": prepared.given.identity}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trtllm.checkpoints.evaluation import RecipeReader
-from trtllm.checkpoints.hashing import hashes_in_pairs, new_sha256, update_both
+from trtllm.checkpoints.hashing import Digest, hashes_in_pairs, new_sha256, update_each, update_in_turn
 from trtllm.checkpoints.recipes import (
     AsymmetricMinima,
     AsymmetricScales,
@@ -33,7 +33,9 @@ from trtllm.progress import Progress
 ALIGNMENT = 4096
 """Bytes: a page, so that a weight can be mapped."""
 SMALL_ALIGNMENT = 64
-_STARTED_BYTES = 16 << 20
+_BATCH_BYTES = 1 << 20
+"""Bytes of small chunks that are handed to the threads together: waking a thread costs as much as hashing 50 kB."""
+_STARTED_BYTES = 8 << 20
 """Bytes after which the system is told to begin writing them to the disk."""
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -113,11 +115,11 @@ def write_pieces(path: Path, pieces: Iterable[Piece], budget: int, progress: Pro
 
 
 class _Output:
-    """Threads that take the same chunks in the same order: one writes, one hashes the file and one the weight.
+    """Threads that take the same chunks in the same order: one writes, one hashes the file and one the weights.
 
     Where both hashes can be made in one pass, one thread makes them. The system is told to write to the disk as chunks
     come, so that syncing the file at the end finds little to do. At most `budget` bytes wait for the threads, or one
-    chunk if that is larger. A thread's error is raised by the next call.
+    chunk if that is larger. A thread's error is raised by a later call.
     """
 
     def __init__(self, file: Any, budget: int) -> None:
@@ -125,6 +127,9 @@ class _Output:
         self.end = 0
         self._file = file
         self._budget = budget
+        self._batch: list[memoryview] = []
+        self._digests: list[Digest] = []
+        self._batch_bytes = 0
         self._waiting: deque[tuple[int, list[Future[Any]]]] = deque()
         self._waiting_bytes = 0
         self._written = self._started = 0
@@ -132,19 +137,30 @@ class _Output:
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("write", "hash-file", "hash-weight")
         )
 
-    def put(self, payload: memoryview, digest: Any) -> None:
+    def put(self, payload: memoryview, digest: Digest) -> None:
         """Takes a chunk; `digest` is told of it. Waits while too much is under way."""
-        while self._waiting and self._waiting_bytes + payload.nbytes > self._budget:
+        if self._batch_bytes + payload.nbytes > _BATCH_BYTES:
+            self._hand_over()
+        while self._waiting and self._waiting_bytes + self._batch_bytes + payload.nbytes > self._budget:
             self._finish_oldest()
-        tasks = [self._writer.submit(self._write, payload)]
-        if hashes_in_pairs():
-            tasks.append(self._file_hasher.submit(update_both, self.whole, digest, payload))
-        else:
-            tasks.append(self._file_hasher.submit(self.whole.update, payload))
-            tasks.append(self._weight_hasher.submit(digest.update, payload))
-        self._waiting.append((payload.nbytes, tasks))
-        self._waiting_bytes += payload.nbytes
+        self._batch.append(payload)
+        self._digests.append(digest)
+        self._batch_bytes += payload.nbytes
         self.end += payload.nbytes
+
+    def _hand_over(self) -> None:
+        if not self._batch:
+            return
+        batch, digests = self._batch, self._digests
+        tasks = [self._writer.submit(self._write, batch)]
+        if hashes_in_pairs():
+            tasks.append(self._file_hasher.submit(update_in_turn, self.whole, digests, batch))
+        else:
+            tasks.append(self._file_hasher.submit(update_each, [self.whole] * len(batch), batch))
+            tasks.append(self._weight_hasher.submit(update_each, digests, batch))
+        self._waiting.append((self._batch_bytes, tasks))
+        self._waiting_bytes += self._batch_bytes
+        self._batch, self._digests, self._batch_bytes = [], [], 0
 
     def pad(self, offset: int) -> None:
         """Writes zeros up to `offset`."""
@@ -153,8 +169,10 @@ class _Output:
 
     def drain(self) -> None:
         """Returns when everything is written and hashed."""
+        self._hand_over()
         while self._waiting:
             self._finish_oldest()
+        self._start_writing()
 
     def _finish_oldest(self) -> None:
         nbytes, tasks = self._waiting[0]
@@ -163,14 +181,18 @@ class _Output:
         self._waiting.popleft()
         self._waiting_bytes -= nbytes
 
-    def _write(self, payload: memoryview) -> None:
-        while payload.nbytes:
-            count = self._file.write(payload)
-            payload = payload[count:]
-            self._written += count
+    def _write(self, batch: list[memoryview]) -> None:
+        for payload in batch:
+            while payload.nbytes:
+                count = self._file.write(payload)
+                payload = payload[count:]
+                self._written += count
         if self._written - self._started >= _STARTED_BYTES:
-            _start_writing(self._file.fileno(), self._started, self._written - self._started)
-            self._started = self._written
+            self._start_writing()
+
+    def _start_writing(self) -> None:
+        _start_writing(self._file.fileno(), self._started, self._written - self._started)
+        self._started = self._written
 
     def __enter__(self) -> _Output:
         return self

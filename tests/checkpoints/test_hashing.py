@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from trtllm.checkpoints.hashing import hashes_in_pairs, new_sha256, update_both
+from trtllm.checkpoints.hashing import hashes_in_pairs, new_sha256, update_both, update_each, update_in_turn
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -37,6 +37,25 @@ def test_every_length_is_padded_rightly(length: int) -> None:
     assert digest.hexdigest() == hashlib.sha256(data.tobytes()).hexdigest()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_payloads_in_turn_make_the_digest_of_each_and_of_all(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    payloads = [random.integers(0, 256, int(random.integers(0, 3000)), np.uint8) for _ in range(30)]
+    kinds = random.integers(0, 5, len(payloads))
+    whole, parts, each = new_sha256(), [new_sha256() for _ in range(5)], [new_sha256() for _ in range(5)]
+    update_in_turn(whole, [parts[kind] for kind in kinds], payloads)
+    update_each([each[kind] for kind in kinds], payloads)
+    assert whole.hexdigest() == hashlib.sha256(b"".join(map(bytes, payloads))).hexdigest()
+    for kind in range(5):
+        own = b"".join(bytes(payload) for payload, of in zip(payloads, kinds, strict=True) if of == kind)
+        assert parts[kind].hexdigest() == each[kind].hexdigest() == hashlib.sha256(own).hexdigest()
+
+
+def test_payloads_and_digests_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="not as many"):
+        update_in_turn(new_sha256(), [new_sha256()], [])
+
+
 def test_without_the_instructions_hashlib_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from trtllm.checkpoints import hashing
 
@@ -49,3 +68,7 @@ def test_without_the_instructions_hashlib_does_it(monkeypatch: pytest.MonkeyPatc
     one, other = new_sha256(), new_sha256()
     update_both(one, other, b"abc")
     assert one.hexdigest() == other.hexdigest() == hashlib.sha256(b"abc").hexdigest()
+    whole, third = new_sha256(), new_sha256()
+    update_in_turn(whole, [third, one], [b"a", b"d"])
+    assert whole.hexdigest() == hashlib.sha256(b"ad").hexdigest()
+    assert one.hexdigest() == hashlib.sha256(b"abcd").hexdigest()

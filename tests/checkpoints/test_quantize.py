@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm import _native
-from trtllm.checkpoints.quantize import BLOCK_SIZES, DTYPES, convert, quantize_blocks
+from trtllm.checkpoints.quantize import BLOCK_SIZES, DTYPES, convert, quantize_blocks, tile
 
 FLOATS = [pytest.param(dtype, id=name) for name, dtype in DTYPES.items()]
 
@@ -163,6 +163,42 @@ def test_the_result_does_not_depend_on_threads_or_layout():
     three = quantize_blocks(np.asfortranarray(x), 4, 32, threads=3)
     np.testing.assert_array_equal(one.values, three.values)
     np.testing.assert_array_equal(one.scales, three.scales)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 16, 30, 4100])
+@pytest.mark.parametrize("search", [False, True])
+def test_tiled_values_are_the_tiles_of_the_values(bits, rows, search):
+    x = np.random.default_rng(rows).standard_normal((rows, 96 if search else 512), np.float32)
+    x[rows // 2, :32] = 0
+    plain = quantize_blocks(x, bits, 32, "float16", search=search)
+    tiled = quantize_blocks(x, bits, 32, "float16", search=search, tiled=True, threads=3)
+    assert np.array_equal(tiled.values, tile(plain.values, bits, x.shape[1] // 32))
+    assert np.array_equal(tiled.scales.view(np.uint16), plain.scales.view(np.uint16))
+
+
+def test_tiles_are_laid_out_as_the_kernel_reads_them():
+    rng = np.random.default_rng(3)
+    for bits, lowest in ((4, -8), (8, -127)):
+        integers = rng.integers(lowest, -lowest, (40, 64)).astype(np.int8)
+        values = pack(integers) if bits == 4 else integers
+        padded = np.zeros((48, 64), np.int16)
+        padded[:40] = integers
+        unsigned = (padded + (8 if bits == 4 else 128)).reshape(3, 16, 2, 32).transpose(0, 2, 1, 3)
+        if bits == 8:  # four integers of a row side by side, then those of the next row
+            wanted = unsigned.reshape(3, 2, 16, 8, 4).transpose(0, 1, 3, 2, 4)
+        else:  # element 16 + i lies above element i
+            pairs = unsigned[..., :16] | unsigned[..., 16:] << 4
+            wanted = pairs.reshape(3, 2, 16, 4, 4).transpose(0, 1, 3, 2, 4)
+        assert np.array_equal(tile(values, bits, 2), wanted.reshape(3, 2, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("row", [0, 17, 40])
+def test_a_fault_in_a_tile_is_named_by_its_row(row):
+    x = np.ones((41, 64), np.float32)
+    x[row, 40] = np.nan
+    with pytest.raises(ValueError, match=f"^row {row} holds NaN"):
+        quantize_blocks(x, 4, 32, "float16", tiled=True)
 
 
 def test_read_only_and_empty_matrices_are_taken():

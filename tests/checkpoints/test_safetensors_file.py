@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trtllm.checkpoints.evaluation import RecipeReader
+from trtllm.checkpoints.recipes import Cast, Concat, Source
 from trtllm.checkpoints.safetensors_file import SafetensorsFile
 from trtllm.dtypes import DType
 from trtllm.errors import BadInputError, UnsupportedModelError
@@ -76,6 +78,60 @@ def test_a_read_is_a_fresh_writable_array(sample):
     first = tensor.read()
     first[:] = 0
     assert tensor.read().any()
+
+
+@pytest.fixture
+def large(tmp_path):
+    array = np.random.default_rng(0).standard_normal((512, 300)).astype(np.float32)
+    path = tmp_path / "large.safetensors"
+    save_file({"a": torch.ones(1), "w": torch.from_numpy(array)}, path)
+    return path, array
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (7, 509), (0, 1), (5, 5)])
+def test_what_is_borrowed_is_what_is_read(large, start, stop):
+    path, array = large
+    tensor = SafetensorsFile(path).tensor("w")
+    assert np.array_equal(tensor.borrow(start, stop), array[start:stop])
+    assert np.array_equal(tensor.read(start, stop), array[start:stop])
+
+
+def test_an_unaligned_tensor_is_read_and_not_borrowed(tmp_path):
+    array = np.arange(1 << 16, dtype=np.float32)
+    header = {"b": _entry("U8", (1,), (0, 1)), "w": _entry("F32", array.shape, (1, 1 + array.nbytes))}
+    path = _write(tmp_path / "odd.safetensors", header, b"x" + array.tobytes())
+    file = SafetensorsFile(path)
+    assert np.array_equal(file.tensor("w").borrow(), array)
+
+
+def test_a_file_that_is_cut_short_later_is_not_borrowed(large):
+    path, array = large
+    tensor = SafetensorsFile(path).tensor("w")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 4096)
+    with pytest.raises(BadInputError, match="ends at byte"):
+        tensor.borrow()
+    assert np.array_equal(tensor.borrow(0, 256), array[:256])
+
+
+def test_a_reader_keeps_copies_and_lends_chunks(large):
+    path, array = large
+    file = SafetensorsFile(path)
+    tensor = file.tensor("w")
+    reader = RecipeReader({"w": tensor})
+    source = Source.of(tensor.spec)
+    assert reader.read(source).flags.writeable and reader.rows(source, 0, 500).flags.writeable
+    assert np.array_equal(np.concatenate(list(reader.chunks(source))), array)
+
+
+def test_chunks_of_a_concatenation_end_where_its_parts_do(large):
+    path, array = large
+    reader = RecipeReader({"w": SafetensorsFile(path).tensor("w")}, chunk_bytes=100 * 1200)
+    part = Source.of(SafetensorsFile(path).specs["w"])
+    both = Cast(Concat((part, part), axis=0), DType.FLOAT16)
+    chunks = list(reader.chunks(both))
+    assert [len(chunk) for chunk in chunks] == [100, 100, 100, 100, 100, 12] * 2
+    assert np.array_equal(np.concatenate(chunks), np.concatenate([array, array]).astype(np.float16))
 
 
 def test_threads_read_the_same_file_at_once(sample):

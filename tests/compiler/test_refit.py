@@ -354,6 +354,7 @@ from trtllm.compiler.refit import refit, verification
 from trtllm.compiler.targets import weights_file
 
 where, which = sys.argv[3], int(sys.argv[4])
+weights_file._BATCH_BYTES = 0  # every chunk is handed over by itself
 calls = 0
 
 
