@@ -43,9 +43,7 @@ def main() -> int:
     parser.add_argument("packages", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=600, help="seconds for one build")
-    parser.add_argument(
-        "--option", action="append", default=[], help="of trtllm-build: --option=--no-refittable"
-    )
+    parser.add_argument("--option", action="append", default=[], help="of trtllm-build: --option=--no-refittable")
     arguments = parser.parse_args()
     results = []
     for package in arguments.packages:

@@ -1,10 +1,11 @@
 """Proves a TensorRT engine of SmolLM2 on a GPU, and writes what was seen as JSON. Needs numpy and cuda-bindings alone.
 
     python tests/gpu/run_session.py --fp32 ENGINE --fp16 ENGINE --perturbed MODEL --perturbed-engine ENGINE \\
-        --json build/gpu/session.json
+        --base MODEL --json build/gpu/session.json
 
 Engines are directories of SmolLM2-135M-Instruct; `--perturbed` is a checkpoint of the same shape with other weights and
-`--perturbed-engine` a float32 engine freshly built of it. Checks whose engines are not given are left out. The exit
+`--perturbed-engine` a float32 engine freshly built of it (make_perturbed.py makes both); `--base` is the model that the
+engines were built from, which a revert reads. Checks whose engines are not given are left out. The exit
 status is 0 when all checks hold.
 """
 
@@ -188,7 +189,7 @@ def _parting(llm: LLM, index: int, request: Any, found: list[list[int]], expecte
     }
 
 
-def check_refit(engine: Engine, perturbed: str, fresh: Engine) -> Finding:
+def check_refit(engine: Engine, perturbed: str, fresh: Engine, base: str) -> Finding:
     """Refitted in place, and back: the tokens are those of engines that were built so."""
     with opened(fresh) as llm:
         expected = greedy_tokens(llm)
@@ -198,7 +199,7 @@ def check_refit(engine: Engine, perturbed: str, fresh: Engine) -> Finding:
         llm.refit(perturbed)
         seconds = time.perf_counter() - begin
         refitted = greedy_tokens(llm)
-        llm.refit(perturbed, revert=True)
+        llm.refit(None, base=base, revert=True)
         reverted = greedy_tokens(llm)
     return {
         "holds": refitted == expected and reverted == before and refitted != before,
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("--fp16", type=Path, help="engine directory, float16")
     parser.add_argument("--perturbed", help="a checkpoint with other weights, or a package that holds it")
     parser.add_argument("--perturbed-engine", type=Path, help="a float32 engine of it")
+    parser.add_argument("--base", help="the model that the engines were built from")
     parser.add_argument("--json", type=Path, help="where the findings go")
     arguments = parser.parse_args()
     single = open_engine(arguments.fp32)
@@ -300,9 +302,9 @@ def main() -> None:
         half = open_engine(arguments.fp16)
         run("half", lambda: check_half(single, half), results)
         run("mixed_half", lambda: {**check_mixed(half), "criterion": "reported only"}, results)
-    if arguments.perturbed and arguments.perturbed_engine:
+    if arguments.perturbed and arguments.perturbed_engine and arguments.base:
         fresh = open_engine(arguments.perturbed_engine)
-        run("refit", lambda: check_refit(single, arguments.perturbed, fresh), results)
+        run("refit", lambda: check_refit(single, arguments.perturbed, fresh, arguments.base), results)
         run("refit_under_load", lambda: check_refit_under_load(single, arguments.perturbed, fresh), results)
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
