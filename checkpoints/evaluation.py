@@ -11,7 +11,15 @@ import numpy as np
 
 from trtllm.checkpoints.checkpoint import LazyTensor
 from trtllm.checkpoints.pruned import is_pruned_tensor
-from trtllm.checkpoints.quantize import CountedBlocks, QuantizedBlocks, convert, quantize_blocks, quantize_counted, tile
+from trtllm.checkpoints.quantize import (
+    CountedBlocks,
+    QuantizedBlocks,
+    convert,
+    quantize_blocks,
+    quantize_counted,
+    tile,
+    transpose_into,
+)
 from trtllm.checkpoints.recipes import (
     TILE_BLOCK,
     TILE_ROWS,
@@ -197,7 +205,7 @@ class RecipeReader:
         rows, step = _extent(recipe.of), chunk_rows(recipe.of, self.chunk_bytes)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            _transpose_into(result[:, start:stop], self._rows(recipe.of, start, stop))
+            _transpose_into(result, start, self._rows(recipe.of, start, stop))
         return result
 
     def _concatenated_rows(self, recipe: Concat, start: int, stop: int) -> np.ndarray:
@@ -365,9 +373,13 @@ def cast_array(values: np.ndarray, source: DType, target: DType, threads: int = 
     return values.astype(target.numpy)
 
 
-def _transpose_into(result: np.ndarray, values: np.ndarray) -> None:
+def _transpose_into(result: np.ndarray, first: int, values: np.ndarray) -> None:
+    """`result[:, first : first + len(values)] = values.T`."""
+    if values.itemsize in (2, 4):
+        transpose_into(result, first, values)
+        return
     for start in range(0, len(values), _BAND):
-        result[:, start : start + _BAND] = values[start : start + _BAND].T
+        result[:, first + start : first + start + _BAND] = values[start : start + _BAND].T
 
 
 def _extent(recipe: Recipe) -> int:

@@ -19,6 +19,7 @@
 #include "checkpoints/native/scale_search.h"
 #include "checkpoints/native/sha256.h"
 #include "checkpoints/native/tiles.h"
+#include "checkpoints/native/transpose.h"
 
 namespace nb = nanobind;
 
@@ -95,6 +96,18 @@ void convert(const Source &source, const std::string &from, Destination destinat
     require(source.size() == destination.size(), "source and destination differ in size");
     nb::gil_scoped_release release;
     trtllm::convert(source.data(), from_dtype, destination.data(), to_dtype, source.size(), threads);
+}
+
+// The columns from `first` on of destination [columns, stride] become the rows of source [rows, columns].
+void transpose(const Source &source, Destination destination, std::size_t first) {
+    require(source.ndim() == 2 && destination.ndim() == 2, "matrices are wanted");
+    require(source.itemsize() == destination.itemsize() && (source.itemsize() == 2 || source.itemsize() == 4),
+            "elements are of 2 or 4 bytes");
+    const std::size_t rows = source.shape(0), columns = source.shape(1), stride = destination.shape(1);
+    require(destination.shape(0) == columns && first + rows <= stride, "the destination is of another shape");
+    nb::gil_scoped_release release;
+    trtllm::transpose(source.data(), rows, columns, source.itemsize(),
+                      static_cast<std::uint8_t *>(destination.data()) + first * source.itemsize(), stride);
 }
 
 // Tiles [tiles, blocks, ...] of values (bits 4 or 8) or, with bits 16, of float16 scales.
@@ -191,6 +204,7 @@ void bind_checkpoints(nb::module_ &module) {
                nb::arg("minima") = nb::none(), nb::arg("threads") = 0);
     module.def("convert", &convert, nb::arg("source"), nb::arg("from_dtype"), nb::arg("destination"),
                nb::arg("to_dtype"), nb::arg("threads") = 0);
+    module.def("transpose", &transpose, nb::arg("source"), nb::arg("destination"), nb::arg("first") = 0);
     module.def("tile", &tile, nb::arg("source"), nb::arg("rows"), nb::arg("blocks"), nb::arg("bits"), nb::arg("tiles"),
                nb::arg("threads") = 0);
     module.def("map_cached", &map_cached, nb::arg("descriptor"), nb::arg("offset"), nb::arg("count"));

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm import _native
-from trtllm.checkpoints.quantize import BLOCK_SIZES, DTYPES, convert, quantize_blocks, tile
+from trtllm.checkpoints.quantize import BLOCK_SIZES, DTYPES, convert, quantize_blocks, tile, transpose_into
 
 FLOATS = [pytest.param(dtype, id=name) for name, dtype in DTYPES.items()]
 
@@ -175,6 +175,16 @@ def test_tiled_values_are_the_tiles_of_the_values(bits, rows, search):
     tiled = quantize_blocks(x, bits, 32, "float16", search=search, tiled=True, threads=3)
     assert np.array_equal(tiled.values, tile(plain.values, bits, x.shape[1] // 32))
     assert np.array_equal(tiled.scales.view(np.uint16), plain.scales.view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (32, 64), (33, 40), (7, 100), (96, 31), (0, 5)])
+def test_a_transposed_part_lies_where_it_belongs(dtype, rows, columns):
+    values = np.random.default_rng(rows).standard_normal((rows, columns)).astype(dtype)
+    result = np.full((columns, rows + 9), 7, dtype)
+    transpose_into(result, 5, values)
+    assert np.array_equal(result[:, 5 : 5 + rows], values.T)
+    assert (result[:, :5] == 7).all() and (result[:, 5 + rows :] == 7).all()
 
 
 def test_tiles_are_laid_out_as_the_kernel_reads_them():

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from trtllm.compiler.engine import open_engine
 from trtllm.compiler.pipeline import compile as compile_engine
+from trtllm.frontends.detect import open_model
 from trtllm.tools.commands.refit import main
 
 
@@ -160,6 +161,43 @@ def adapter_of_another_base(tuned: Path, folder: Path) -> Path:
     )
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
     return folder
+
+
+QUANTIZED = Path(__file__).parents[1] / "frontends" / "quantized" / "fixtures" / "models"
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "hint"),
+    [
+        ("gptq_v2_order_8_bits", "is stored as GPTQ 8 bits in activation order", "of the same quantization"),
+        (
+            "bitsandbytes_int8",
+            "is stored as bitsandbytes 8 bits, whose integers need 8 bits",
+            "of the same quantization",
+        ),
+        ("gptq", "a build of the checkpoint has another graph", "build the engine anew"),
+        ("plain", "is stored as float32", "of the same quantization"),
+    ],
+)
+def test_a_checkpoint_of_another_quantization_is_refused(
+    tmp_path: Path, run: Callable, model: str, words: str, hint: str
+) -> None:
+    engine = compile_engine(QUANTIZED / "awq", output_dir=tmp_path / "engine", max_seq_len=32, max_batch_size=2).path
+    before = {path.name: path.read_bytes() for path in engine.iterdir()}
+    given = tmp_path / "plain" if model == "plain" else QUANTIZED / model
+    if model == "plain":
+        dense = open_model(QUANTIZED / "awq")
+        given.mkdir()
+        save_file({name: tensor.read() for name, tensor in dense.tensors.items()}, given / "model.safetensors")
+        config = {key: value for key, value in dense.config.items() if key != "quantization_config"}
+        (given / "config.json").write_text(json.dumps(config | {"architectures": [dense.architecture]}))
+    code, out, err = run(engine, given, "--quiet")
+    assert (code, out) == (4, "")
+    first, second = err.splitlines()
+    assert words in first
+    assert hint in second
+    assert {path.name: path.read_bytes() for path in engine.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"engine", "plain"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from trtllm.compiler.pipeline import build_engine
 from trtllm.config import build_config
 from trtllm.frontends.detect import open_model
 
+QUANTIZED = Path(__file__).parents[2] / "frontends" / "quantized" / "fixtures" / "models"
+
 
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory) -> Path:
@@ -46,6 +48,27 @@ def test_a_sharded_checkpoint_builds_the_same_quantized_weights(directory, tmp_p
     convert_checkpoint(open_model(directory), tmp_path / "converted", tp_size=2, pp_size=2)
     converted = weights_of(tmp_path / "converted", tmp_path / "b", quantization=quantization)
     assert converted == weights_of(directory, tmp_path / "a", quantization=quantization)
+
+
+@pytest.mark.parametrize("quantization", ["W4A16_GPTQ", "W4A16_AWQ"])
+def test_a_converted_model_is_calibrated_to_the_same_weights(tiny_checkpoint, tmp_path, quantization):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} and {number + 1} make {2 * number + 1}." for number in range(200)))
+    convert_checkpoint(open_model(tiny_checkpoint), tmp_path / "converted", tp_size=2)
+    calibration = {"calib_dataset": str(text), "calib_size": 8, "calib_max_seq_length": 32}
+    converted = weights_of(tmp_path / "converted", tmp_path / "b", quantization=quantization, **calibration)
+    assert converted == weights_of(tiny_checkpoint, tmp_path / "a", quantization=quantization, **calibration)
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq_v2_asymmetric", "bitsandbytes_int8"])
+def test_a_quantized_model_is_converted_to_what_it_stands_for(tmp_path, name):
+    """The format holds element types, no other project's integers: a build that dequantizes is its equal."""
+    model = QUANTIZED / name
+    convert_checkpoint(open_model(model), tmp_path / "converted")
+    dense = weights_of(tmp_path / "converted", tmp_path / "dense")
+    assert dense == weights_of(model, tmp_path / "dequantized", dequantize=True)
+    coarse = weights_of(tmp_path / "converted", tmp_path / "coarse", quantization="W4A16")
+    assert coarse == weights_of(model, tmp_path / "again", quantization="W4A16")
 
 
 @pytest.mark.parametrize(("tp_size", "pp_size"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
