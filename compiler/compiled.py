@@ -8,6 +8,7 @@ import numpy as np
 
 from trtllm.compiler.ir.network import Network
 from trtllm.compiler.ir.weights import Weight
+from trtllm.compiler.operator_plan import OperatorPlan
 from trtllm.compiler.targets.table import Target
 from trtllm.config import BuildConfig
 from trtllm.dtypes import DType
@@ -38,6 +39,8 @@ class Compiled:
     network_hash: str = ""
     calibration_tokens: np.ndarray | None = None
     """int64 [rows, length]: what it was calibrated on; None for a scheme that needs no calibration."""
+    operators: tuple[OperatorPlan, ...] = ()
+    """What the target made of the model's operators."""
 
     @property
     def weights(self) -> list[Weight]:

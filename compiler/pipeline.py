@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from trtllm.compiler.ir.capabilities import Capabilities
 from trtllm.compiler.ir.network import ModelInfo, Network
 from trtllm.compiler.ir.text import dump, network_hash
 from trtllm.compiler.ir.verifier import verify
-from trtllm.compiler.levels import pipeline
+from trtllm.compiler.levels import LEGALIZE, pipeline
 from trtllm.compiler.models.context import ModelBuilder
 from trtllm.compiler.models.sentence_files import published_length
 from trtllm.compiler.models.table import builder_for
+from trtllm.compiler.operator_plan import operator_plan, places_of
 from trtllm.compiler.plan import BuildLimits, BuildPlan, check_plan, plan_compiled
 from trtllm.compiler.targets.checks import check_graph, check_options
 from trtllm.compiler.targets.table import target_of
@@ -220,7 +221,13 @@ def compile_network(
         rescaled=calibration.rescaled,
         ranges=calibration.ranges,
     )
-    reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir)
+    before: dict[str, str] = {}
+
+    def mark(cls: type[Pass]) -> None:
+        if cls is LEGALIZE[0]:
+            before.update(places_of(network.graph))
+
+    reports = run_passes(network, pipeline(build.optimization_level), context, progress, dump_dir, ahead=mark)
     check_graph(network.graph, target.capabilities)
     for note in notes:
         progress.note(note)
@@ -234,6 +241,7 @@ def compile_network(
         tuple(notes),
         network_hash(network.model),
         calibration.tokens,
+        operator_plan(before, network.graph),
     )
 
 
@@ -272,14 +280,16 @@ def run_passes(
     context: PassContext,
     progress: Progress,
     dump_dir: Path | None = None,
+    ahead: Callable[[type[Pass]], None] = lambda _: None,
 ) -> list[PassReport]:
-    """Runs passes in order, verifying after each one that changed something."""
+    """Runs passes in order, verifying after each one that changed something. `ahead` is told of each before it."""
     reports = []
     passes = list(passes)
     progress.stage("running passes", len(passes))
     if dump_dir is not None:
         dump(network.model, dump_dir, 0, "model")
     for index, cls in enumerate(passes, start=1):
+        ahead(cls)
         changes = cls().run(network, context)
         if changes:
             verify(network.graph, after=f"pass {cls.name}")

@@ -12,6 +12,7 @@ from typing import Any
 from trtllm.checkpoints.checkpoint import Checkpoint
 from trtllm.compiler import estimates
 from trtllm.compiler.compiled import Compiled
+from trtllm.compiler.operator_plan import OperatorPlan
 from trtllm.errors import ResourceError
 from trtllm.memory import available_memory, resident_memory
 from trtllm.sizes import format_size
@@ -46,6 +47,12 @@ class BuildPlan:
     """How often the engine uses each of the target's own operators."""
     standard_operators: Mapping[str, int]
     """How often it uses each standard operator, whether the model had it or a pass made it."""
+    release: str
+    """The versions of the target's library that it is planned for; empty where that makes no difference."""
+    operators: tuple[OperatorPlan, ...]
+    """What the target makes of each operator of the model."""
+    refused: Mapping[str, str]
+    """Options that these versions do not take, and why, where the reason is known."""
     source_bytes: int
     weights: int
     """How many."""
@@ -102,6 +109,9 @@ def plan_compiled(
         passes={report.name: report.changes for report in compiled.passes if report.changes},
         native_operators=native,
         standard_operators=standard,
+        release=compiled.target.capabilities.release,
+        operators=compiled.operators,
+        refused=dict(compiled.target.capabilities.refusals),
         source_bytes=checkpoint.nbytes,
         weights=len(compiled.weights),
         weights_bytes=estimates.weights_nbytes(compiled),

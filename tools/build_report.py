@@ -30,6 +30,9 @@ def _plan_rows(plan: BuildPlan) -> Iterator[tuple[str, str]]:
     yield "passes", _counts(plan.passes)
     yield "native", _counts(plan.native_operators)
     yield "standard", _counts(plan.standard_operators)
+    if plan.release:
+        yield "for", plan.release
+        yield from _fates(plan)
     yield "weights", f"{plan.weights}, {format_size(plan.weights_bytes)}; engine {format_size(plan.engine_bytes)}"
     if plan.cache_bytes:
         yield (
@@ -43,6 +46,17 @@ def _plan_rows(plan: BuildPlan) -> Iterator[tuple[str, str]]:
     )
     yield "load memory", f"about {format_size(plan.load_memory)} with the cache full"
     yield "disk", f"{format_size(plan.disk_bytes)}{_of(plan.free_disk, 'free')}"
+
+
+def _fates(plan: BuildPlan) -> Iterator[tuple[str, str]]:
+    """The operators of the model that do not stay as they are, and options that the target does not take."""
+    for entry in plan.operators:
+        if entry.fate != "native":
+            made = f"by {_counts(entry.becomes)}" if entry.becomes else "by its neighbours"
+            partly = "partly " if entry.fate == "mixed" else ""
+            yield "legalized", f"{entry.operator} {entry.count}, {partly}{made}"
+    for name, why in plan.refused.items():
+        yield "refused", f"{name}: {why}"
 
 
 def _of(nbytes: int | None, word: str) -> str:

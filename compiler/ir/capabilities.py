@@ -57,5 +57,8 @@ class Capabilities:
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why an option or a value of one is refused, where the reason helps."""
 
+    release: str = ""
+    """The versions of its library that the table is of, for people; empty where there is one table."""
+
     def has(self, op_type: str, domain: str = "") -> bool:
         return f"{domain}::{op_type}" in self.operators

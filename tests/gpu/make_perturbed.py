@@ -3,7 +3,7 @@
     python tests/gpu/make_perturbed.py model.gguf build/gpu/packages/SmolLM2-fp32 build/gpu/packages/perturbed
 
 FOLDER/model.safetensors is what an engine is refitted to; FOLDER/network, finished, is the fresh build that it must
-then equal. Every tensor gets noise of a hundredth of its deviation, from a seed of its name. Needs numpy and this package.
+then equal. Every tensor gets noise of a hundredth of its deviation, from a seed of its name.
 """
 
 import argparse

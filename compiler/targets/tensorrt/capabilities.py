@@ -50,6 +50,7 @@ _GATHERED_CACHE = {
 
 CAPABILITIES = Capabilities(
     target="tensorrt",
+    release="TensorRT-RTX 1.7",
     operators=frozenset(OPERATORS),
     lists_every_operator=True,
     compute_dtypes=(DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32),
@@ -80,6 +81,7 @@ CAPABILITIES = Capabilities(
 
 TENSORRT_8_6 = Capabilities(
     target="tensorrt",
+    release="TensorRT 8.6 to 8.x",
     operators=_PRIMITIVES,
     lists_every_operator=True,
     compute_dtypes=(DType.FLOAT16, DType.FLOAT32),
@@ -108,6 +110,7 @@ TENSORRT_8_6 = Capabilities(
 
 TENSORRT_9 = replace(
     TENSORRT_8_6,
+    release="TensorRT 9.x",
     compute_dtypes=(DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32),
     value_dtypes=(TENSORRT_8_6.value_dtypes or frozenset()) | {DType.BFLOAT16},
     refusals={key: why for key, why in TENSORRT_8_6.refusals.items() if key != "dtype bfloat16"},
@@ -116,6 +119,7 @@ TENSORRT_9 = replace(
 
 TENSORRT_10 = replace(
     TENSORRT_9,
+    release="TensorRT 10.0 to 10.14",
     value_dtypes=(TENSORRT_9.value_dtypes or frozenset()) | {DType.INT8},
     options={**TENSORRT_9.options, "strip_plan": None, "weight_streaming": None},
     refusals=_GATHERED_CACHE,
@@ -124,6 +128,7 @@ TENSORRT_10 = replace(
 
 TENSORRT_10_15 = replace(
     CAPABILITIES,
+    release="TensorRT 10.15 to 11.x",
     options={
         **_BUILDER_OPTIONS,
         "strip_plan": None,
@@ -146,15 +151,18 @@ class Release:
     flavour: str
     first: tuple[int, ...]
     capabilities: Capabilities
-    name: str
+
+    @property
+    def name(self) -> str:
+        return self.capabilities.release
 
 
 RELEASES = (
-    Release(FULL_NAME, (8, 6), TENSORRT_8_6, "TensorRT 8.6 to 8.x"),
-    Release(FULL_NAME, (9, 0), TENSORRT_9, "TensorRT 9.x"),
-    Release(FULL_NAME, (10, 0), TENSORRT_10, "TensorRT 10.0 to 10.14"),
-    Release(FULL_NAME, (10, 15), TENSORRT_10_15, "TensorRT 10.15 to 11.x"),
-    Release(RTX_NAME, (1, 7), CAPABILITIES, "TensorRT-RTX 1.7"),
+    Release(FULL_NAME, (8, 6), TENSORRT_8_6),
+    Release(FULL_NAME, (9, 0), TENSORRT_9),
+    Release(FULL_NAME, (10, 0), TENSORRT_10),
+    Release(FULL_NAME, (10, 15), TENSORRT_10_15),
+    Release(RTX_NAME, (1, 7), CAPABILITIES),
 )
 
 
