@@ -36,7 +36,8 @@ class BuildConfig(BaseModel):
     `tensorrt_prefill_lengths` tokens of one row, each over `tensorrt_table_lengths` tokens of cache. All sequences
     share `tensorrt_cache_blocks` blocks of `tensorrt_tokens_per_block` tokens (None: half as many again as the
     max_batch_size longest take), `logits_candidates` are the best tokens of a row that the device finds, and
-    `refittable` plans take other weights.
+    `refittable` plans take other weights. `tensorrt_workspace_mb` is what a plan may compute with beside its weights, in
+    2^20 bytes (None: all of the GPU's memory).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +83,7 @@ class BuildConfig(BaseModel):
     tensorrt_table_lengths: tuple[int, ...] = ()
     tensorrt_tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
     tensorrt_cache_blocks: int | None = Field(None, ge=1)
+    tensorrt_workspace_mb: int | None = Field(None, ge=1)
     logits_candidates: int = Field(64, ge=1, le=3840)
     refittable: bool = True
     version_compatible: bool = False

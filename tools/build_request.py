@@ -24,6 +24,7 @@ BUILD_FIELDS = (
     "normalize_embeddings", "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level",
     "compute_capabilities", "tensorrt_version", "tensorrt_decode_batches", "tensorrt_prefill_lengths",
     "tensorrt_table_lengths", "tensorrt_cache_blocks", "tensorrt_tokens_per_block", "logits_candidates", "refittable",
+    "tensorrt_workspace_mb",
     "version_compatible", "hardware_compatibility_level",
 )  # fmt: skip
 """Options of the command that are fields of BuildConfig."""

@@ -10,7 +10,8 @@ from trtllm.dtypes import DType
 TARGET_OPTIONS = (
     "strip_plan", "weight_streaming", "profiling_verbosity", "builder_optimization_level", "compute_capabilities",
     "kv_cache_quant_algo", "activation_bits", "tensorrt_version", "tensorrt_decode_batches", "tensorrt_prefill_lengths",
-    "tensorrt_table_lengths", "tensorrt_cache_blocks", "version_compatible", "hardware_compatibility_level",
+    "tensorrt_table_lengths", "tensorrt_cache_blocks", "tensorrt_workspace_mb", "version_compatible",
+    "hardware_compatibility_level",
 )  # fmt: skip
 """Fields of BuildConfig that speak to one kind of engine."""
 

@@ -164,6 +164,9 @@ def build(
     compute_capabilities: Annotated[
         Text, typer.Option(help="TensorRT: GPUs to build for, such as 86,89.", show_default="the library's")
     ] = None,
+    tensorrt_workspace_mb: Annotated[
+        Number, typer.Option(help="TensorRT: MB that a plan may compute with beside its weights.", show_default="all")
+    ] = None,
     tensorrt_version: Annotated[
         Text,
         typer.Option(metavar="VERSION", help="Of the plan's library: 8.6, 10.13, rtx-1.7.", show_default="installed"),

@@ -35,6 +35,7 @@ _PRIMITIVES = frozenset(OPERATORS) - TRANSFORMER_LAYERS - {"::DequantizeLinear"}
 _BUILDER_OPTIONS: Mapping[str, None] = {
     "profiling_verbosity": None,
     "builder_optimization_level": None,
+    "tensorrt_workspace_mb": None,
     "tensorrt_version": None,
 }
 _FIXED_SHAPES: Mapping[str, None] = {

@@ -164,6 +164,8 @@ class Library:
         flags = self.module.BuilderFlag
         if build.builder_optimization_level is not None:
             config.builder_optimization_level = build.builder_optimization_level
+        if build.tensorrt_workspace_mb is not None:
+            config.set_memory_pool_limit(self.module.MemoryPoolType.WORKSPACE, build.tensorrt_workspace_mb << 20)
         config.profiling_verbosity = getattr(self.module.ProfilingVerbosity, build.profiling_verbosity.upper())
         if build.weight_streaming:
             config.set_flag(flags.WEIGHT_STREAMING)

@@ -101,7 +101,7 @@ def finish_package(
 CHANGEABLE = (
     "tensorrt_version", "tensorrt_decode_batches", "tensorrt_prefill_lengths", "tensorrt_table_lengths",
     "builder_optimization_level", "profiling_verbosity", "weight_streaming", "refittable", "version_compatible",
-    "hardware_compatibility_level", "strip_plan",
+    "hardware_compatibility_level", "strip_plan", "tensorrt_workspace_mb",
 )  # fmt: skip
 """Options that say how a plan is built and not what the network computes."""
 

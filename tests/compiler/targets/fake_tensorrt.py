@@ -155,6 +155,7 @@ MatrixOperation = _Enumeration("MatrixOperation")
 TopKOperation = _Enumeration("TopKOperation")
 GatherMode = _Enumeration("GatherMode")
 ScatterMode = _Enumeration("ScatterMode")
+MemoryPoolType = _Enumeration("MemoryPoolType")
 BuilderFlag = _Enumeration("BuilderFlag")
 NetworkDefinitionCreationFlag = _Enumeration("NetworkDefinitionCreationFlag")
 ProfilingVerbosity = _Enumeration("ProfilingVerbosity")
@@ -439,6 +440,9 @@ class Config(Strict):
     def __init__(self) -> None:
         self._set: set[str] = set()
         self._profiles: list[Profile] = []
+
+    def set_memory_pool_limit(self, pool: _Member, nbytes: int) -> None:
+        self._limits = {pool.name: nbytes}
 
     def set_flag(self, flag: _Member) -> None:
         self._set.add(flag.name)

@@ -111,6 +111,7 @@ def test_a_tied_head_is_stored_once(tiny_model, tmp_path) -> None:
     [
         {"builder_optimization_level": 0},
         {"profiling_verbosity": "detailed"},
+        {"tensorrt_workspace_mb": 256},
         {"weight_streaming": True},
         {"gather_context_logits": True},
     ],

@@ -184,10 +184,11 @@ def test_products_of_int8_are_rounded_by_the_engine(
 def test_every_weight_has_its_name_and_a_plan_its_profiles(tensorrt_86, tiny_model, tmp_path) -> None:
     _emit(
         tensorrt_86, tiny_model("LlamaForCausalLM"), tmp_path, tensorrt_decode_batches=(1,),
-        tensorrt_prefill_lengths=(4, 16), tensorrt_table_lengths=(16,),
+        tensorrt_prefill_lengths=(4, 16), tensorrt_table_lengths=(16,), tensorrt_workspace_mb=64,
     )  # fmt: skip
     engine = open_engine(tmp_path / "engine")
     assert (engine.path / ENGINE).read_bytes().startswith(b"plan of")
+    assert tensorrt_86.last("config")._limits == {"WORKSPACE": 64 << 20}
     assert set(tensorrt_86.last("network")._weight_names) == {weight.name for weight in engine.manifest.weights}
     found = [
         (entry.name, entry.batch[1], entry.sequence[1], entry.columns[1]) for entry in engine.manifest.target.profiles
