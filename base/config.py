@@ -36,7 +36,7 @@ class BuildConfig(BaseModel):
     `tensorrt_prefill_lengths` tokens of one row, each over `tensorrt_table_lengths` tokens of cache. All sequences
     share `tensorrt_cache_blocks` blocks of `tensorrt_tokens_per_block` tokens (None: half as many again as the
     max_batch_size longest take), `logits_candidates` are the best tokens of a row that the device finds, and
-    `refittable` plans take other weights. `tensorrt_workspace_mb` is what a plan may compute with beside its weights, in
+    `refittable` plans take other weights. `tensorrt_workspace_mb` is what plans may compute with beside weights, in
     2^20 bytes (None: all of the GPU's memory).
     """
 
