@@ -274,7 +274,7 @@ class EngineWriter:
 def writing(path: Path) -> Iterator[EngineWriter]:
     """A writer whose directory appears at `path` when the block ends well, and leaves nothing when it fails.
 
-    Raises UsageError when `path` exists, ResourceError when the disk is full.
+    Raises UsageError when `path` exists before or after, ResourceError when the disk is full.
     """
     path = path.absolute()
     check_free(path)
@@ -285,6 +285,7 @@ def writing(path: Path) -> Iterator[EngineWriter]:
         folder.mkdir()
         yield EngineWriter(path, folder)
         _sync(folder)
+        check_free(path)  # another build may have been faster
         os.rename(folder, path)
         _sync_one(path.parent)
     except OSError as error:

@@ -121,6 +121,15 @@ def test_an_empty_directory_may_be_taken_and_a_full_one_not(tmp_path):
         pass
 
 
+def test_of_two_writers_of_one_directory_the_slower_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="exists"), writing(tmp_path / "out") as slow:
+        slow.write_bytes("a", b"slow")
+        with writing(tmp_path / "out") as fast:
+            fast.write_bytes("a", b"fast")
+    assert (tmp_path / "out" / "a").read_bytes() == b"fast"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_dangling_link_at_the_output_is_not_followed(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="exists"), writing(tmp_path / "out"):
