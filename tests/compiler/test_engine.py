@@ -122,10 +122,14 @@ def test_an_empty_directory_may_be_taken_and_a_full_one_not(tmp_path):
 
 
 def test_of_two_writers_of_one_directory_the_slower_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="exists"), writing(tmp_path / "out") as slow:
-        slow.write_bytes("a", b"slow")
-        with writing(tmp_path / "out") as fast:
-            fast.write_bytes("a", b"fast")
+    def overtaken() -> None:
+        with writing(tmp_path / "out") as slow:
+            slow.write_bytes("a", b"slow")
+            with writing(tmp_path / "out") as fast:
+                fast.write_bytes("a", b"fast")
+
+    with pytest.raises(UsageError, match="exists"):
+        overtaken()
     assert (tmp_path / "out" / "a").read_bytes() == b"fast"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
