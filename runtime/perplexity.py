@@ -136,7 +136,7 @@ def scoring_session(engine: Engine, context: int, threads: int | None = None) ->
     return scoring
 
 
-def window_logits(session: Session, window: np.ndarray, step: int) -> Iterator[np.ndarray]:
+def window_logits(session: Session, window: np.ndarray, step: int = STEP_TOKENS) -> Iterator[np.ndarray]:
     """Logits float32 [n, V] of the window's tokens, in pieces of `step` that are valid until the next is asked for."""
     size = session.info.cache.tokens_per_block
     table = np.arange(-(-session.info.max_seq_len // size), dtype=np.int32)[None]
